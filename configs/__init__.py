@@ -1,0 +1,1 @@
+"""Whole runs, one YAML file each: configs/<dataset>/<model>.yaml."""

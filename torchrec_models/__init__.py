@@ -1,0 +1,1 @@
+"""TorchRec-native recommenders: towers and ranking nets that stand on sharded embedding tables."""
