@@ -1,0 +1,10 @@
+"""Ranking nets, one file each. `NETS` is the registry: greppable, typed, without import tricks."""
+
+from torchrec_models.net import Net
+from torchrec_models.ranking.deepfm import DeepFM
+from torchrec_models.ranking.dlrm import DLRM
+
+NETS: dict[str, type[Net]] = {
+    "deepfm": DeepFM,
+    "dlrm": DLRM,
+}

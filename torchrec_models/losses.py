@@ -1,0 +1,136 @@
+"""Losses: logits and a batch in, one number to minimise and what the metrics need out.
+
+Rows and labels are weighted; a weight of 0 takes the row out. The mean is over the weights of *all* processes, so that a run
+does not depend on how its rows are spread.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchrec_models.schema import Task
+
+LossOutput = tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+def num_processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def weighted_mean(losses_BT: Tensor, weights_BT: Tensor) -> Tensor:
+    """[T]: sum(w * l) / sum(w) per task, the denominator taken over all processes.
+
+    Scaled so that the *average* over processes (which is what DistributedDataParallel and TorchRec's gradient division make
+    of gradients) is the mean over all rows. A task without any weight gives 0.
+    """
+    total_T = weights_BT.sum(dim=0)
+    world = num_processes()
+    if world > 1:
+        total_T = total_T.detach().clone()
+        dist.all_reduce(total_T)
+        total_T = total_T / world
+    return (losses_BT * weights_BT).sum(dim=0) / total_T.clamp(min=torch.finfo(total_T.dtype).tiny)
+
+
+class RankingLoss(nn.Module):
+    """Binary cross-entropy (binary tasks) or squared error (regression), summed over tasks with their `loss_weight`."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        self.binary = [t.kind == "binary" for t in tasks]
+        self.register_buffer("positive_weight_T", torch.tensor([t.positive_weight for t in tasks]), persistent=False)
+        self.register_buffer("loss_weight_T", torch.tensor([t.loss_weight for t in tasks]), persistent=False)
+
+    def forward(self, logits_BT: Tensor, labels_BT: Tensor, weights_BT: Tensor) -> LossOutput:
+        logits_BT = logits_BT.float()
+        if all(self.binary):
+            losses_BT = F.binary_cross_entropy_with_logits(logits_BT, labels_BT, reduction="none")
+        else:
+            losses_BT = torch.stack(
+                [
+                    F.binary_cross_entropy_with_logits(z, y, reduction="none") if binary else (z - y) ** 2
+                    for binary, z, y in zip(self.binary, logits_BT.unbind(1), labels_BT.unbind(1))
+                ],
+                dim=1,
+            )
+        weights_BT = weights_BT * torch.where(labels_BT > 0.5, self.positive_weight_T, 1.0)
+        loss = (weighted_mean(losses_BT, weights_BT) * self.loss_weight_T).sum()
+        return loss, (losses_BT.detach(), logits_BT.detach(), labels_BT, weights_BT)
+
+
+class InBatchSoftmax(nn.Module):
+    """Sampled softmax over the candidates of the batch (of all processes): the row's own is the positive, the others negatives.
+
+    `loss_i = -log softmax_j(s_ij / temperature - log Q_j)[i]`, Yi et al., RecSys 2019, eq. 4-6. The correction log Q is
+    estimated from the stream of batches by the mean gap between two sights of a candidate (their Algorithm 2, one array
+    indexed by the candidate's table row, so without collisions), subtracted *after* the temperature, and used in training only.
+
+    Args:
+        num_candidates: rows of the candidate id's table.
+        temperature: initial value; learned as its logarithm, kept within [0.01, 1], if `learn_temperature`.
+        log_q: subtract log Q.
+        mask_hits: give another row's identical candidate no part in the softmax (accidental hits).
+    """
+
+    def __init__(
+        self,
+        num_candidates: int,
+        *,
+        temperature: float = 0.05,
+        learn_temperature: bool = False,
+        log_q: bool = True,
+        mask_hits: bool = True,
+        step_size: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.log_q = log_q
+        self.mask_hits = mask_hits
+        self.step_size = step_size
+        self.log_temperature = nn.Parameter(torch.tensor(temperature).log(), requires_grad=learn_temperature)
+        if log_q:
+            self.register_buffer("last_seen", torch.zeros(num_candidates))
+            # a candidate never seen yet is as rare as if all were equally frequent, one batch at a time
+            self.register_buffer("gap_steps", torch.full((num_candidates,), 100.0))
+            self.register_buffer("step", torch.zeros(()))
+
+    def forward(self, query_BK: Tensor, candidate_BK: Tensor, candidate_id_B: Tensor, weights_BT: Tensor) -> LossOutput:
+        batch_rows = query_BK.shape[0]
+        query_BK, candidate_BK = query_BK.float(), candidate_BK.float()
+        candidates_NK, ids_N, offset = _gather(candidate_BK, candidate_id_B)
+        temperature = self.log_temperature.exp().clamp(0.01, 1.0)
+        scores_BN = query_BK @ candidates_NK.T / temperature
+        if self.log_q:
+            if self.training:
+                self._see(ids_N)
+            scores_BN = scores_BN + self.gap_steps[ids_N].log()  # Q = 1 / gap
+        own_B = torch.arange(offset, offset + batch_rows, device=scores_BN.device)
+        if self.mask_hits:
+            hit_BN = candidate_id_B[:, None] == ids_N[None, :]
+            hit_BN[torch.arange(batch_rows, device=hit_BN.device), own_B] = False
+            scores_BN = scores_BN.masked_fill(hit_BN, float("-inf"))
+        losses_B1 = F.cross_entropy(scores_BN, own_B, reduction="none")[:, None]
+        loss = weighted_mean(losses_B1, weights_BT[:, :1]).sum()
+        own_score_B1 = scores_BN.detach().gather(1, own_B[:, None])
+        return loss, (losses_B1.detach(), own_score_B1, torch.ones_like(losses_B1), weights_BT[:, :1])
+
+    @torch.no_grad()
+    def _see(self, ids_N: Tensor) -> None:
+        self.step += 1
+        seen = ids_N.unique()
+        gap = self.step - self.last_seen[seen]
+        self.gap_steps[seen] += self.step_size * (gap - self.gap_steps[seen])
+        self.last_seen[seen] = self.step
+
+
+def _gather(candidate_BK: Tensor, candidate_id_B: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Candidates and ids of all processes, and where this process's rows begin. Gradients flow back to their owners."""
+    if num_processes() == 1:
+        return candidate_BK, candidate_id_B, 0
+    from torch.distributed.nn.functional import all_gather  # registers autograd functions: only where needed
+
+    ids = [torch.empty_like(candidate_id_B) for _ in range(num_processes())]
+    dist.all_gather(ids, candidate_id_B)
+    return torch.cat(all_gather(candidate_BK)), torch.cat(ids), dist.get_rank() * candidate_BK.shape[0]

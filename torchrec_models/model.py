@@ -1,0 +1,160 @@
+"""Embedding layer + net = model; model + loss = what a training pipeline drives.
+
+`TrainTask.forward`, `Ranker.forward`, `Retriever.forward` and `EmbeddingLayer.forward` are traced by TorchRec; nets and losses
+are leaves. Keep these four free of anything but calls and attributes.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchrec_models.batch import Batch
+from torchrec_models.embedding import EmbeddingLayer
+from torchrec_models.losses import InBatchSoftmax, LossOutput, RankingLoss
+from torchrec_models.net import InputSpec, Net
+from torchrec_models.ranking import NETS
+from torchrec_models.schema import Schema
+from torchrec_models.towers import TOWERS, TwoTower
+
+
+class Ranker(nn.Module):
+    """Batch -> logits [B, T]."""
+
+    def __init__(self, embedding: EmbeddingLayer, net: Net) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.net = net
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.net(self.embedding(batch))
+
+
+class Retriever(nn.Module):
+    """Batch -> (query vectors [B, K], candidate vectors [B, K])."""
+
+    def __init__(self, embedding: EmbeddingLayer, net: TwoTower) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.net = net
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        sides = self.embedding(batch)
+        return self.net(sides[0], sides[1])
+
+
+class RankingTask(nn.Module):
+    """(loss, (losses [B, T], logits [B, T], labels [B, T], weights [B, T])), the form that TorchRec's pipelines want."""
+
+    def __init__(self, model: Ranker, loss: RankingLoss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Batch) -> LossOutput:
+        return self.loss(self.model(batch), batch.labels, batch.weights)
+
+
+class RetrievalTask(nn.Module):
+    """(loss, (losses [B, 1], positive's score [B, 1], ones [B, 1], weights [B, 1]))."""
+
+    def __init__(self, model: Retriever, loss: InBatchSoftmax, candidate_id: "CandidateId") -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.candidate_id = candidate_id
+
+    def forward(self, batch: Batch) -> LossOutput:
+        vectors = self.model(batch)
+        return self.loss(vectors[0], vectors[1], self.candidate_id(batch), batch.weights)
+
+
+class CandidateId(nn.Module):
+    """Batch -> table row of each row's candidate [B]."""
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        self.name = schema.candidate_id
+        self.jagged = schema.feature(self.name).table in schema.sequence_tables
+
+    def forward(self, batch: Batch) -> Tensor:
+        return (batch.sequence if self.jagged else batch.sparse)[self.name].values()
+
+
+TrainTask = RankingTask | RetrievalTask
+
+
+def net_classes() -> dict[str, type[Net] | type[TwoTower]]:
+    """Every net of this library by its config name."""
+    return {**NETS, **TOWERS}
+
+
+def net_class(name: str) -> type[Net] | type[TwoTower]:
+    """The class behind `model.name`: a known name, or `package.module:Class` of your own.
+
+    Raises:
+        ValueError: unknown name, module or class.
+    """
+    known = net_classes()
+    if name in known:
+        return known[name]
+    if ":" not in str(name):
+        raise ValueError(f"given {name!r}; allowed: {', '.join(known)}, or package.module:Class")
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"given {name!r}; cannot import it: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, (Net, TwoTower))):
+        raise ValueError(f"given {name!r}; it must be a subclass of torchrec_models.net.Net or TwoTower")
+    return found
+
+
+def is_retrieval(name: str) -> bool:
+    return issubclass(net_class(name), TwoTower)
+
+
+def build(
+    schema: Schema,
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    table_device: torch.device | str | None = None,
+    width_multiple: int = 1,
+) -> TrainTask:
+    """A trainable model from a schema and a net's name and options.
+
+    Args:
+        schema: features, tables, tasks.
+        name: see `net_class`.
+        options: the net's own config.
+        device: of the dense part.
+        table_device: of the tables; "meta" when they will be sharded. Default: `device`.
+        width_multiple: see `EmbeddingLayer`.
+
+    Raises:
+        ValueError: unknown net; features that it cannot take.
+    """
+    cls = net_class(name)
+    config = cls.Config(**(options or {}))
+    common = {"first_order": cls.first_order, "width_multiple": width_multiple, "device": table_device or device}
+    if issubclass(cls, TwoTower):
+        if not schema.candidate_id:
+            raise ValueError(f"{name} needs a schema with a candidate_id")
+        net = cls(InputSpec.from_schema(schema, side="query"), InputSpec.from_schema(schema, side="candidate"), config)
+        retriever = Retriever(EmbeddingLayer(schema, sides=("query", "candidate"), **common), net.to(device))
+        loss = InBatchSoftmax(
+            schema.table(schema.feature(schema.candidate_id).table).num_rows,
+            temperature=config.temperature,
+            learn_temperature=config.learn_temperature,
+            log_q=config.log_q,
+            mask_hits=config.mask_hits,
+        )
+        return RetrievalTask(retriever, loss.to(device), CandidateId(schema))
+    if not schema.tasks:
+        raise ValueError(f"{name} needs at least one label")
+    ranker = Ranker(EmbeddingLayer(schema, **common), cls(InputSpec.from_schema(schema), config).to(device))
+    return RankingTask(ranker, RankingLoss(schema.tasks).to(device))
