@@ -1,0 +1,248 @@
+"""Writing shards: appended to as rows arrive, so memory holds one batch and never a shard."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+
+from torchrec_models.schema import Schema
+
+from .rows import Rows, list_valued
+from .shards import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    NPY_HEADER_BYTES,
+    SIDECARS,
+    FileEntry,
+    Shard,
+    array_files,
+    checksum_of_json,
+)
+
+_SIDECAR_CHUNK_ROWS = 1 << 16  # side columns are cut here, whatever batches they came in, so that equal rows give equal files
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the path into an OSError that lacks it (a full disk is reported by write, which only knows a number)."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def fsync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _GrowingArray:
+    """An .npy file whose first axis grows."""
+
+    def __init__(self, path: Path, dtype: np.dtype, columns: int | None) -> None:
+        self.path = path
+        self.dtype = dtype
+        self.tail = () if columns is None else (columns,)
+        self.length = 0
+        self.file: BinaryIO = path.open("wb")
+        self._write_header()
+
+    def _write_header(self) -> None:
+        # numpy pads the header so that the first axis can grow in place
+        shape = (self.length, *self.tail)
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+        with naming(self.path):
+            np.lib.format.write_array_header_1_0(self.file, header)
+        assert self.file.tell() == NPY_HEADER_BYTES, self.file.tell()
+
+    def append(self, values: np.ndarray) -> None:
+        assert values.shape[1:] == self.tail and values.dtype == self.dtype, (self.path, values.shape, values.dtype)
+        self.length += len(values)
+        with naming(self.path):
+            self.file.write(np.ascontiguousarray(values).data)
+
+    def close(self) -> None:
+        with naming(self.path):
+            self.file.seek(0)
+            self._write_header()
+            self.file.close()
+
+
+class _OpenShard:
+    """A shard under way, in a folder whose name says so."""
+
+    def __init__(self, folder: Path, schema: Schema, sidecar_schema: pa.Schema) -> None:
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.schema = schema
+        self.num_rows = 0
+        self.arrays = {name: _GrowingArray(folder / name, *kind) for name, kind in array_files(schema).items()}
+        self.ends = [0] * len(list_valued(schema))
+        for i in range(len(self.ends)):
+            self.arrays[f"list_{i:03d}.offsets.npy"].append(np.zeros(1, np.int64))
+        self.sidecars = pa.ipc.new_file(str(folder / SIDECARS), sidecar_schema)
+        self.pending: list[pa.Table] = []
+
+    def append(self, rows: Rows, sidecars: pa.Table) -> None:
+        self.num_rows += rows.num_rows
+        for name in ("dense", "ids", "labels", "weights"):
+            self.arrays[f"{name}.npy"].append(getattr(rows, name).numpy())
+        for i, (values, offsets) in enumerate(rows.lists):
+            self.arrays[f"list_{i:03d}.values.npy"].append(values.numpy())
+            self.arrays[f"list_{i:03d}.offsets.npy"].append((offsets[1:] + self.ends[i]).numpy())
+            self.ends[i] += int(offsets[-1])
+        self.pending.append(sidecars)
+        if sum(table.num_rows for table in self.pending) >= _SIDECAR_CHUNK_ROWS:
+            self._write_sidecars(all_of_them=False)
+
+    def _write_sidecars(self, *, all_of_them: bool) -> None:
+        table = pa.concat_tables(self.pending).combine_chunks()
+        num_rows = table.num_rows if all_of_them else table.num_rows // _SIDECAR_CHUNK_ROWS * _SIDECAR_CHUNK_ROWS
+        with naming(self.folder / SIDECARS):
+            for start in range(0, num_rows, _SIDECAR_CHUNK_ROWS):
+                index = pa.array(np.arange(start, min(start + _SIDECAR_CHUNK_ROWS, num_rows)))
+                # take, not slice: a slice writes the bytes that lie around it too, so equal rows would not give equal files
+                self.sidecars.write_table(table.take(index))
+        self.pending = [table.slice(num_rows)]
+
+    def close(self) -> None:
+        self._write_sidecars(all_of_them=True)
+        with naming(self.folder / SIDECARS):
+            self.sidecars.close()
+        for array in self.arrays.values():
+            array.close()
+
+
+class ShardWriter:
+    """Writes one split as shards of `rows_per_shard` rows each (the last one may be shorter).
+
+    A shard grows in `<split>/<number>.tmp`; when full it is forced to the disk and renamed, and `on_finished` is told.
+    An interrupted writer thus leaves whole shards and at most one `.tmp`, which the next writer removes.
+
+    Args:
+        folder: of the split.
+        finished: shards that an earlier writer finished; this one goes on behind them.
+        on_finished: called with each shard that is complete on disk.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        schema: Schema,
+        sidecar_schema: pa.Schema,
+        *,
+        rows_per_shard: int,
+        finished: tuple[Shard, ...] = (),
+        on_finished: Callable[[Shard], None] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.schema = schema
+        self.sidecar_schema = sidecar_schema
+        self.rows_per_shard = rows_per_shard
+        self.shards = list(finished)
+        self._on_finished = on_finished
+        self._open: _OpenShard | None = None
+        keep = {shard.folder.name for shard in finished}
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.iterdir():
+            if left_over.name not in keep:
+                shutil.rmtree(left_over)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in finished shards and in the one under way."""
+        return sum(shard.num_rows for shard in self.shards) + (self._open.num_rows if self._open else 0)
+
+    def append(self, rows: Rows, sidecars: pa.Table) -> None:
+        """Adds N rows and their side columns.
+
+        Raises:
+            OSError: with the path, if the disk refuses; finished shards stay usable.
+        """
+        assert sidecars.num_rows == rows.num_rows or not sidecars.num_columns, (sidecars.num_rows, rows.num_rows)
+        start = 0
+        while start < rows.num_rows:
+            if self._open is None:
+                self._open = _OpenShard(self.folder / f"{len(self.shards):05d}.tmp", self.schema, self.sidecar_schema)
+            stop = min(rows.num_rows, start + self.rows_per_shard - self._open.num_rows)
+            self._open.append(rows.slice(start, stop), sidecars.slice(start, stop - start))
+            start = stop
+            if self._open.num_rows == self.rows_per_shard:
+                self._finish()
+
+    def close(self) -> None:
+        """Finishes the last shard."""
+        if self._open is not None:
+            self._finish()
+
+    def _finish(self) -> None:
+        assert self._open is not None
+        under_way, self._open = self._open, None
+        under_way.close()
+        labels, weights = (np.load(under_way.folder / f"{n}.npy").astype(np.float64) for n in ("labels", "weights"))
+        files = {}
+        for path in sorted(under_way.folder.iterdir()):
+            fsync(path)
+            files[path.name] = FileEntry.of(path)
+        num_tasks = labels.shape[1]
+        shard = Shard(
+            folder=self.folder / under_way.folder.stem,
+            num_rows=under_way.num_rows,
+            files=files,
+            label_sums=tuple((weights[:, :num_tasks] * labels).sum(0).tolist()),
+            weight_sums=tuple(weights.sum(0).tolist()),
+        )
+        fsync(under_way.folder)
+        under_way.folder.rename(shard.folder)
+        fsync(self.folder)
+        self.shards.append(shard)
+        if self._on_finished is not None:
+            self._on_finished(shard)
+
+
+def write_manifest(
+    folder: Path, *, schema: Schema, shards: dict[str, list[Shard]], fingerprint: str, inputs: Any, versions: dict[str, str]
+) -> None:
+    """Writes the manifest of a folder whose shards and transforms are complete, durably, in one rename.
+
+    Args:
+        inputs: what the fingerprint was made of (sources and settings).
+        versions: package name -> version.
+    """
+    transforms = folder / "transforms"
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "fingerprint": fingerprint,
+        "inputs": inputs,
+        "versions": versions,
+        "schema": schema.to_dict(),
+        "transforms": {
+            str(path.relative_to(transforms)): vars(FileEntry.of(path)) for path in sorted(transforms.rglob("*")) if path.is_file()
+        },
+        "splits": {
+            name: {"num_rows": sum(s.num_rows for s in of_split), "shards": [s.to_json() for s in of_split]}
+            for name, of_split in shards.items()
+        },
+    }
+    manifest["checksum"] = checksum_of_json(json.loads(json.dumps(manifest)))
+    path = folder / f"{MANIFEST}.tmp"
+    with naming(path):
+        path.write_text(json.dumps(manifest, indent=1))
+    fsync(path)
+    path.rename(folder / MANIFEST)
+    fsync(folder)

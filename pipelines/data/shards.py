@@ -1,0 +1,318 @@
+"""The prepared data on disk: shards of plain .npy files, Arrow side columns, and a manifest that vouches for all of them.
+
+    <cache>/manifest.json                     written last; a folder without it is not a cache
+    <cache>/transforms/                       the fitted transforms (see transforms.py)
+    <cache>/<split>/<00000>/dense.npy         [N, D] float32
+                            ids.npy           [N, K] int32, one column per single-valued categorical
+                            list_<i>.values.npy, list_<i>.offsets.npy   int32 [n], int64 [N + 1], per multi-valued feature
+                            labels.npy, weights.npy                     [N, T], [N, max(T, 1)] float32
+                            sidecars.arrow    Arrow IPC: group, timestamp, row_id and slice columns, as they were
+
+`np.load` and `pyarrow.ipc` read every file.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from torchrec_models.schema import Schema
+
+from .rows import Rows, list_valued, single_valued
+
+if TYPE_CHECKING:
+    from .transforms import Transforms
+
+FORMAT = "torchrec-models cache"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SIDECARS = "sidecars.arrow"
+NPY_HEADER_BYTES = 128  # what numpy writes for every shape of ours; the shard writer asserts it
+_READ_BYTES = 1 << 24
+
+
+def checksum_of_file(path: Path) -> str:
+    """BLAKE2b-128 of a file's bytes, in hex."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(_READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def checksum_of_json(value: Any) -> str:
+    """BLAKE2b-128 of a JSON value, whatever the order of its keys."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def array_files(schema: Schema) -> dict[str, tuple[np.dtype, int | None]]:
+    """File name -> (dtype, columns) of every array in a shard; columns is None for one-dimensional arrays."""
+    num_tasks = len(schema.tasks)
+    files: dict[str, tuple[np.dtype, int | None]] = {
+        "dense.npy": (np.dtype("<f4"), len(schema.dense)),
+        "ids.npy": (np.dtype("<i4"), len(single_valued(schema))),
+        "labels.npy": (np.dtype("<f4"), num_tasks),
+        "weights.npy": (np.dtype("<f4"), max(num_tasks, 1)),
+    }
+    for i in range(len(list_valued(schema))):
+        files[f"list_{i:03d}.values.npy"] = (np.dtype("<i4"), None)
+        files[f"list_{i:03d}.offsets.npy"] = (np.dtype("<i8"), None)
+    return files
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What the manifest says of a file."""
+
+    bytes: int
+    checksum: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileEntry":
+        return cls(path.stat().st_size, checksum_of_file(path))
+
+    def check_size(self, path: Path) -> None:
+        """Raises ValueError if the file is missing or has another size."""
+        if not path.is_file():
+            raise ValueError(f"{path}: missing from the cache; prepare again with --force")
+        size = path.stat().st_size
+        if size != self.bytes:
+            raise ValueError(
+                f"{path}: altered after it was prepared ({size} bytes, expected {self.bytes}); prepare again with --force"
+            )
+
+    def check(self, path: Path) -> None:
+        """Raises ValueError if the file is missing or any byte of it differs."""
+        self.check_size(path)
+        found = checksum_of_file(path)
+        if found != self.checksum:
+            raise ValueError(
+                f"{path}: altered after it was prepared (checksum {found}, expected {self.checksum}); prepare again with --force"
+            )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A run of rows of one split, in a folder of its own.
+
+    Attributes:
+        label_sums, weight_sums: per task, the sums of weight * label and of weight.
+    """
+
+    folder: Path
+    num_rows: int
+    files: Mapping[str, FileEntry]
+    label_sums: tuple[float, ...]
+    weight_sums: tuple[float, ...]
+
+    @classmethod
+    def from_json(cls, folder: Path, raw: Mapping[str, Any]) -> "Shard":
+        files = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
+        return cls(folder, raw["num_rows"], files, tuple(raw["label_sums"]), tuple(raw["weight_sums"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "num_rows": self.num_rows,
+            "files": {name: vars(entry) for name, entry in sorted(self.files.items())},
+            "label_sums": list(self.label_sums),
+            "weight_sums": list(self.weight_sums),
+        }
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(entry.bytes for entry in self.files.values())
+
+    def verify(self) -> None:
+        """Raises ValueError naming the first file that is missing or altered."""
+        for name, entry in self.files.items():
+            entry.check(self.folder / name)
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """One split of a cache."""
+
+    name: str
+    schema: Schema
+    shards: tuple[Shard, ...]
+
+    @cached_property
+    def num_rows(self) -> int:
+        return sum(shard.num_rows for shard in self.shards)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        return sum(shard.num_bytes for shard in self.shards)
+
+    @cached_property
+    def label_mean(self) -> dict[str, float]:
+        """Task name -> weighted mean of the label; masked labels do not count. NaN where all weights are 0."""
+        means = {}
+        for i, task in enumerate(self.schema.tasks):
+            total = sum(shard.weight_sums[i] for shard in self.shards)
+            means[task.name] = sum(shard.label_sums[i] for shard in self.shards) / total if total else float("nan")
+        return means
+
+    def verify(self) -> None:
+        """Reads every byte. Raises ValueError naming the first file that is missing or altered."""
+        for shard in self.shards:
+            shard.verify()
+
+    def read(self, shard: int, start: int, stop: int) -> Rows:
+        """Rows start .. stop - 1 of a shard, read (not mapped: page faults cost 3 times a read, measured) into new memory."""
+        folder = self.shards[shard].folder
+        widths = array_files(self.schema)
+
+        def array(name: str, first: int, last: int) -> torch.Tensor:
+            dtype, columns = widths[name]
+            per_row = 1 if columns is None else columns
+            out = _read(folder / name, dtype, NPY_HEADER_BYTES + first * per_row * dtype.itemsize, (last - first) * per_row)
+            return out if columns is None else out.view(last - first, columns)
+
+        lists = []
+        for i in range(len(list_valued(self.schema))):
+            offsets = array(f"list_{i:03d}.offsets.npy", start, stop + 1)
+            first, last = int(offsets[0]), int(offsets[-1])
+            lists.append((array(f"list_{i:03d}.values.npy", first, last), offsets - first))
+        dense, ids, labels, weights = (array(f"{n}.npy", start, stop) for n in ("dense", "ids", "labels", "weights"))
+        return Rows(dense, ids, tuple(lists), labels, weights)
+
+    def labels(self) -> np.ndarray:
+        """[num_rows, T] float32."""
+        return np.concatenate([np.load(shard.folder / "labels.npy") for shard in self.shards])
+
+    def weights(self) -> np.ndarray:
+        """[num_rows, max(T, 1)] float32; 0 marks a masked label."""
+        return np.concatenate([np.load(shard.folder / "weights.npy") for shard in self.shards])
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The side columns kept: "group", "timestamp", "row_id" where the config names them, and the slice columns."""
+        with pa.ipc.open_file(pa.memory_map(str(self.shards[0].folder / SIDECARS))) as reader:
+            return tuple(reader.schema.names)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One value per row of a side column, memory-mapped.
+
+        Raises:
+            ValueError: if the column was not kept.
+        """
+        if name not in self.columns:
+            kept = ", ".join(self.columns) or "none"
+            raise ValueError(
+                f"split {self.name!r} has no column {name!r}; kept: {kept}. "
+                "Name it in data.group, data.timestamp, data.row_id or data.slices and prepare again"
+            )
+        chunks: list[pa.Array] = []
+        for shard in self.shards:
+            table = pa.ipc.open_file(pa.memory_map(str(shard.folder / SIDECARS))).read_all()
+            chunks += table.column(name).chunks
+            kind = table.schema.field(name).type
+        return pa.chunked_array(chunks, type=kind)
+
+
+def _read(path: Path, dtype: np.dtype, offset_bytes: int, count: int) -> torch.Tensor:
+    values = np.fromfile(path, dtype=dtype, count=count, offset=offset_bytes)
+    if len(values) != count:
+        raise ValueError(f"{path}: ended early; it was altered after it was prepared. Prepare again with --force")
+    return torch.from_numpy(values)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A finished cache folder. Make one with `prepare`, read it with `Loader`."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    schema: Schema
+    splits: Mapping[str, SplitData]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Cache":
+        """Reads the manifest and compares the size of every file with it; `verify` compares every byte.
+
+        Raises:
+            ValueError: if the folder holds no finished cache, one of another format version, or an altered one.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        schema = Schema.from_dict(manifest["schema"])
+        splits = {}
+        for name, raw in manifest["splits"].items():
+            shards = (Shard.from_json(folder / name / f"{i:05d}", one) for i, one in enumerate(raw["shards"]))
+            splits[name] = SplitData(name, schema, tuple(shards))
+        cache = cls(folder, manifest, schema, splits)
+        for path, entry in cache.files():
+            entry.check_size(path)
+        return cache
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any source file and any setting that the cached rows depend on."""
+        return self.manifest["fingerprint"]
+
+    @cached_property
+    def transforms(self) -> "Transforms":
+        from .transforms import Transforms
+
+        return Transforms.load(self.folder / "transforms")
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(entry.bytes for _, entry in self.files())
+
+    def split(self, name: str) -> SplitData:
+        """Raises ValueError if there is no such split."""
+        if name not in self.splits:
+            raise ValueError(
+                f"{self.folder} has no split {name!r}; it has: {', '.join(self.splits)}. "
+                f"Give files in data.{name} or a data.split, and prepare again"
+            )
+        return self.splits[name]
+
+    def files(self) -> Iterator[tuple[Path, FileEntry]]:
+        for name, entry in self.manifest["transforms"].items():
+            yield self.folder / "transforms" / name, FileEntry(**entry)
+        for split in self.splits.values():
+            for shard in split.shards:
+                for name, file_entry in shard.files.items():
+                    yield shard.folder / name, file_entry
+
+    def verify(self) -> None:
+        """Reads every byte. Raises ValueError naming the first file that is missing or altered."""
+        for path, entry in self.files():
+            entry.check(path)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished cache.
+
+    Raises:
+        ValueError: if there is none, or it is altered, or of another format version.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise ValueError(f"no cache at {folder}; run `trm prepare CONFIG` first")
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a finished cache (it has no {MANIFEST}); run `trm prepare CONFIG`")
+    try:
+        manifest = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: truncated or altered ({error}); prepare again with --force") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{path}: not the manifest of a {FORMAT}")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder}: written in cache format {manifest.get('format_version')}, this version reads format {FORMAT_VERSION}; "
+            "prepare again with --force"
+        )
+    if manifest.pop("checksum", None) != checksum_of_json(manifest):
+        raise ValueError(f"{path}: altered after it was prepared (its checksum does not match); prepare again with --force")
+    return manifest

@@ -1,0 +1,289 @@
+"""The loader: every row once, in an order that only data, seed and epoch decide, in equal batches, with the right contents."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torchrec_models.pipelines.data import order
+from torchrec_models.pipelines.data.loader import Loader
+from torchrec_models.pipelines.data.read_ahead import read_ahead
+from torchrec_models.pipelines.data.rows import BatchBuilder, Rows
+from torchrec_models.pipelines.data.shards import Cache
+from torchrec_models.pipelines.data.synthetic import random_cache, random_rows
+
+from torchrec_models.batch import Batch
+from torchrec_models.schema import Feature, Schema, Table, Task
+
+NUM_ROWS = 1003
+STREAMED = {"memory_limit_bytes": 0}
+KEPT = {"memory_limit_bytes": 1 << 30}
+BOTH = pytest.mark.parametrize("memory", [KEPT, STREAMED], ids=["kept", "streamed"])
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many blocks and windows in few rows."""
+    monkeypatch.setattr(order, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(order, "WINDOW_BLOCKS", 4)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, schema: Schema, small_blocks: None) -> Cache:
+    return random_cache(tmp_path / "cache", schema, {"train": NUM_ROWS, "valid": 10}, rows_per_shard=300)
+
+
+def row_ids(batches: Iterator[Batch]) -> list[int]:
+    return torch.cat([batch.row_id for batch in batches]).tolist()
+
+
+@BOTH
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 64, 333, NUM_ROWS, 5000])
+def test_every_row_exactly_once(cache: Cache, memory: dict, shuffle: bool, batch_size: int) -> None:
+    loader = Loader(cache, "train", batch_size=batch_size, shuffle=shuffle, **memory)
+    batches = list(loader.epoch(0))
+    assert len(batches) == loader.num_batches == -(-NUM_ROWS // batch_size)
+    assert sorted(row_ids(iter(batches))) == list(range(NUM_ROWS))
+    assert all(batch.num_rows == batch_size for batch in batches[:-1])
+    if not shuffle:
+        assert row_ids(iter(batches)) == list(range(NUM_ROWS))
+
+
+@BOTH
+def test_the_order_is_a_function_of_seed_and_epoch(cache: Cache, memory: dict) -> None:
+    def seen(seed: int, epoch: int) -> list[int]:
+        return row_ids(Loader(cache, "train", batch_size=100, shuffle=True, seed=seed, **memory).epoch(epoch))
+
+    first = seen(1, 0)
+    assert seen(1, 0) == first
+    assert seen(1, 1) != first
+    assert seen(2, 0) != first
+    assert first != list(range(NUM_ROWS))
+    loader = Loader(cache, "train", batch_size=100, shuffle=True, seed=1, **memory)
+    assert [row_ids(loader.epoch(e)) for e in (1, 0)] == [seen(1, 1), first]
+
+
+def test_a_kept_split_is_permuted_as_a_whole_and_a_streamed_one_over_all_blocks(cache: Cache) -> None:
+    kept = torch.tensor(row_ids(Loader(cache, "train", batch_size=100, shuffle=True, **KEPT).epoch(0)))
+    streamed = torch.tensor(row_ids(Loader(cache, "train", batch_size=100, shuffle=True, **STREAMED).epoch(0)))
+    for seen in (kept, streamed):
+        assert abs(seen[: NUM_ROWS // 2].float().mean() - NUM_ROWS / 2) < 100  # neither half of the split comes first
+    assert len(kept[:64].div(16, rounding_mode="floor").unique()) > 20  # rows of a window of 4 blocks: at most 4
+    assert len(streamed[:64].div(16, rounding_mode="floor").unique()) <= 8
+
+
+@BOTH
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_order_does_not_depend_on_the_number_of_ranks(cache: Cache, memory: dict, world_size: int) -> None:
+    one = [b.row_id for b in Loader(cache, "train", batch_size=96, shuffle=True, seed=5, **memory).epoch(2)]
+    ranks = [
+        list(
+            Loader(cache, "train", batch_size=96, shuffle=True, seed=5, rank=rank, world_size=world_size, pad=True, **memory).epoch(
+                2
+            )
+        )
+        for rank in range(world_size)
+    ]
+    together = [torch.cat([b.row_id for b in step]) for step in zip(*ranks)]
+    assert [ids[ids >= 0].tolist() for ids in together] == [ids.tolist() for ids in one]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    num_rows=st.integers(1, 200),
+    per_rank=st.integers(1, 40),
+    world_size=st.integers(1, 5),
+    shuffle=st.booleans(),
+    memory=st.sampled_from([KEPT, STREAMED]),
+    mode=st.sampled_from(["keep", "drop", "pad"]),
+)
+def test_ranks_get_equal_batches(
+    tmp_path_factory: pytest.TempPathFactory,
+    small_blocks: None,
+    num_rows: int,
+    per_rank: int,
+    world_size: int,
+    shuffle: bool,
+    memory: dict,
+    mode: str,
+) -> None:
+    schema = Schema(features=(Feature(name="x", kind="numeric"),), tasks=(Task(name="y"),))
+    cache = random_cache(tmp_path_factory.mktemp("cache") / "c", schema, {"train": num_rows}, rows_per_shard=70)
+    batch_size = per_rank * world_size
+    how = {"pad": True} if mode == "pad" else {"last_batch": mode}
+    rest = num_rows % batch_size
+    lost = {"keep": rest % world_size, "drop": rest, "pad": 0}[mode]
+    try:
+        loaders = [
+            Loader(cache, "train", batch_size=batch_size, rank=r, world_size=world_size, shuffle=shuffle, **how, **memory)
+            for r in range(world_size)
+        ]
+    except ValueError as error:
+        assert lost == num_rows and "gives no batch" in str(error)
+        return
+    per_rank_batches = [list(loader.epoch(0)) for loader in loaders]
+    assert {len(batches) for batches in per_rank_batches} == {loaders[0].num_batches}
+    for step in zip(*per_rank_batches):
+        assert len({batch.num_rows for batch in step}) == 1
+    seen = [i for batches in per_rank_batches for batch in batches for i in batch.row_id.tolist() if i >= 0]
+    assert len(seen) == len(set(seen)) == num_rows - lost
+    for batch in (b for batches in per_rank_batches for b in batches):
+        assert torch.equal(batch.weights[:, 0] == 0, batch.row_id == -1)
+
+
+@BOTH
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_start_batch_equals_skipping(cache: Cache, memory: dict, world_size: int) -> None:
+    loader = Loader(cache, "train", batch_size=50, shuffle=True, rank=world_size - 1, world_size=world_size, **memory)
+    whole = list(loader.epoch(3))
+    for start in (1, 7, loader.num_batches - 1, loader.num_batches):
+        rest = list(loader.epoch(3, start_batch=start))
+        assert len(rest) == loader.num_batches - start
+        for skipped, expected in zip(rest, whole[start:]):
+            assert_batches_equal(skipped, expected)
+
+
+def assert_batches_equal(left: Batch, right: Batch) -> None:
+    for name in ("dense", "labels", "weights", "row_id"):
+        assert torch.equal(getattr(left, name), getattr(right, name)), name
+    for name in ("sparse", "sequence"):
+        one, other = getattr(left, name), getattr(right, name)
+        assert one.keys() == other.keys() and one.stride() == other.stride()
+        assert torch.equal(one.values(), other.values()) and torch.equal(one.lengths(), other.lengths())
+
+
+def naive_ids(rows: Rows, schema: Schema, feature: Feature, row: int) -> list[int]:
+    """One feature's ids of one row, looked up the slow and obvious way."""
+    if feature.kind == "categorical" and feature.max_len == 1:
+        singles = [f.name for f in schema.features if f.kind == "categorical" and f.max_len == 1]
+        return [int(rows.ids[row, singles.index(feature.name)])]
+    names = [f.name for f in schema.features if f.kind == "sequence" or (f.kind == "categorical" and f.max_len > 1)]
+    values, offsets = rows.lists[names.index(feature.name)]
+    return values[int(offsets[row]) : int(offsets[row + 1])].tolist()
+
+
+@BOTH
+def test_contents_equal_a_naive_oracle(cache: Cache, schema: Schema, memory: dict) -> None:
+    split = cache.split("train")
+    rows = Rows.cat([split.read(i, 0, shard.num_rows) for i, shard in enumerate(split.shards)])
+    for batch in Loader(cache, "train", batch_size=200, shuffle=True, rank=1, world_size=2, **memory).epoch(0):
+        picked = batch.row_id.tolist()
+        assert torch.equal(batch.dense, rows.dense[picked]) and torch.equal(batch.labels, rows.labels[picked])
+        assert batch.sparse.keys() == ["user", "tags", "top_tag"]
+        assert batch.sequence.keys() == ["item", "history"]
+        for keyed, features in ((batch.sparse, schema.pooled), (batch.sequence, schema.jagged)):
+            expected = [naive_ids(rows, schema, feature, row) for feature in features for row in picked]
+            assert keyed.lengths().tolist() == [len(ids) for ids in expected]
+            assert keyed.values().tolist() == [i for ids in expected for i in ids]
+            assert keyed.values().dtype == torch.int64 and keyed.stride() == len(picked)
+            for feature in features:
+                dense = keyed[feature.name].to_dense()
+                assert [ids.tolist() for ids in dense] == [naive_ids(rows, schema, feature, row) for row in picked]
+
+
+def test_batches_do_not_share_memory_with_the_kept_rows(cache: Cache) -> None:
+    loader = Loader(cache, "train", batch_size=NUM_ROWS, **KEPT)
+    before = [t.clone() for t in (next(iter(loader.epoch(0))).dense,)]
+    batch = next(iter(loader.epoch(0)))
+    batch.dense.zero_()
+    assert torch.equal(next(iter(loader.epoch(0))).dense, before[0])
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        (Feature(name="x", kind="numeric"),),
+        (Feature(name="a", kind="categorical", table="a"),),
+        (Feature(name="h", kind="sequence", table="a", max_len=3),),
+    ],
+    ids=["no ids", "no dense, no sequence", "no pooled"],
+)
+def test_a_batch_without_some_part_survives_to(tmp_path: Path, features: tuple[Feature, ...]) -> None:
+    tables = (Table(name="a", num_rows=5, dim=2),) if features[0].table else ()
+    schema = Schema(features=features, tables=tables)  # no tasks, as in retrieval
+    batch = next(iter(Loader(random_cache(tmp_path / "c", schema, {"train": 7}), "train", batch_size=4).epoch(0)))
+    moved = batch.to(torch.device("cpu"))
+    assert_batches_equal(batch, moved)
+    assert moved.num_rows == moved.sparse.stride() == moved.sequence.stride() == 4
+    assert moved.labels.shape == (4, 0) and moved.weights.shape == (4, 1)
+
+
+def test_padding_repeats_a_row_with_weight_zero(cache: Cache) -> None:
+    ranks = [list(Loader(cache, "valid", batch_size=16, rank=r, world_size=4, pad=True).epoch(0)) for r in range(4)]
+    assert [[b.row_id.tolist() for b in batches] for batches in ranks] == [[[0, 1, 2]], [[3, 4, 5]], [[6, 7, 8]], [[9, -1, -1]]]
+    assert ranks[3][0].weights.tolist() == [[1, 1], [0, 0], [0, 0]]
+
+
+def test_a_rank_without_any_row_gets_padding_only(tmp_path: Path, schema: Schema) -> None:
+    cache = random_cache(tmp_path / "cache", schema, {"test": 1})
+    batches = [next(iter(Loader(cache, "test", batch_size=4, rank=r, world_size=2, pad=True).epoch(0))) for r in range(2)]
+    assert [b.row_id.tolist() for b in batches] == [[0], [-1]]
+    assert batches[1].weights.sum() == 0
+
+
+def test_an_error_while_reading_reaches_the_consumer(cache: Cache) -> None:
+    loader = Loader(cache, "train", batch_size=100, **STREAMED)
+    path = cache.folder / "train" / "00002" / "dense.npy"
+    path.write_bytes(path.read_bytes()[:-40])
+    batches = loader.epoch(0)
+    with pytest.raises(ValueError, match=r"00002/dense.npy: ended early"):
+        list(batches)
+
+
+def test_a_kept_split_is_verified(cache: Cache) -> None:
+    path = cache.folder / "train" / "00002" / "ids.npy"
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"00002/ids.npy: altered"):
+        next(iter(Loader(cache, "train", batch_size=100, **KEPT).epoch(0)))
+
+
+def test_closing_early_stops_the_thread(cache: Cache) -> None:
+    batches = Loader(cache, "train", batch_size=10, **STREAMED).epoch(0)
+    next(batches)
+    assert any(t.name == "loader-train" for t in threading.enumerate())
+    batches.close()
+    assert not any(t.name == "loader-train" for t in threading.enumerate())
+
+
+def test_read_ahead_stays_within_its_depth_and_raises_in_place() -> None:
+    made = []
+
+    def produce() -> Iterator[int]:
+        for i in range(10):
+            made.append(i)
+            yield i
+        raise RuntimeError("from the thread")
+
+    items = read_ahead(produce, depth=2, name="test")
+    assert next(items) == 0
+    assert len(made) <= 5  # 1 used, 2 ready, 1 in hand, 1 being made
+    assert [next(items) for _ in range(9)] == list(range(1, 10))
+    with pytest.raises(RuntimeError, match="from the thread"):
+        next(items)
+
+
+def test_what_cannot_work_is_refused(cache: Cache) -> None:
+    with pytest.raises(ValueError, match=r"batch_size 100 .* cannot be divided among 3 ranks; try 99"):
+        Loader(cache, "train", batch_size=100, world_size=3)
+    with pytest.raises(ValueError, match=r"no split 'test'; it has: train, valid"):
+        Loader(cache, "test", batch_size=10)
+    with pytest.raises(ValueError, match=r"has 10 rows and gives no batch; it needs at least batch_size 16 rows"):
+        Loader(cache, "valid", batch_size=16, last_batch="drop")
+    with pytest.raises(ValueError, match="choose one"):
+        Loader(cache, "valid", batch_size=16, last_batch="drop", pad=True)
+
+
+def test_take_and_cat_agree_with_plain_indexing(schema: Schema) -> None:
+    rows = random_rows(schema, 40)
+    index = torch.tensor([3, 3, 39, 0, 17])
+    taken = rows.take(index)
+    build = BatchBuilder(schema)
+    parts = Rows.cat([rows.take(index[i : i + 1]) for i in range(5)])
+    assert_batches_equal(build(taken, index), build(parts, index))
+    assert rows.take(index[:0]).num_rows == 0
