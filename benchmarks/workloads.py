@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 FRAPPE_FIELDS = ("user", "item", "daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city")
 
 
-class Rows(NamedTuple):
+class CodedRows(NamedTuple):
     """Single-valued categorical rows.
 
     Attributes:
@@ -27,7 +27,7 @@ class Rows(NamedTuple):
         return len(self.labels)
 
 
-def frappe(folder: Path, *, split: str) -> Rows:
+def frappe(folder: Path, *, split: str) -> CodedRows:
     """One split of Frappe, coded by the values of its training split.
 
     Args:
@@ -46,7 +46,7 @@ def frappe(folder: Path, *, split: str) -> Rows:
         position = np.minimum(np.searchsorted(known, values), len(known) - 1)
         codes[name] = np.where(known[position] == values, position, -1).astype(np.int64)
         cardinalities[name] = len(known)
-    return Rows(codes=codes, labels=table["label"].to_numpy().astype(np.float32), cardinalities=cardinalities)
+    return CodedRows(codes=codes, labels=table["label"].to_numpy().astype(np.float32), cardinalities=cardinalities)
 
 
 def batch_rows(num_rows: int, *, batch_size: int, seed: int) -> list[np.ndarray]:
@@ -55,8 +55,8 @@ def batch_rows(num_rows: int, *, batch_size: int, seed: int) -> list[np.ndarray]
     return [order[start : start + batch_size] for start in range(0, num_rows - batch_size + 1, batch_size)]
 
 
-def zipf_rows(*, num_tables: int, rows_per_table: int, num_rows: int, exponent: float, seed: int) -> Rows:
-    """Rows of one id per table; the k-th most frequent id has probability proportional to 1 / k^exponent.
+def zipf_rows(*, num_tables: int, rows_per_table: int, num_rows: int, exponent: float, seed: int) -> CodedRows:
+    """CodedRows of one id per table; the k-th most frequent id has probability proportional to 1 / k^exponent.
 
     Frequent ids are scattered over the table by a permutation of each table's own. Labels are fair coin flips: speed only.
     """
@@ -67,4 +67,4 @@ def zipf_rows(*, num_tables: int, rows_per_table: int, num_rows: int, exponent: 
         rank = np.searchsorted(cumulative, rng.random(num_rows) * cumulative[-1])
         codes[f"C{table + 1}"] = rng.permutation(rows_per_table)[rank].astype(np.int64)
     labels = rng.integers(0, 2, size=num_rows).astype(np.float32)
-    return Rows(codes=codes, labels=labels, cardinalities=dict.fromkeys(codes, rows_per_table))
+    return CodedRows(codes=codes, labels=labels, cardinalities=dict.fromkeys(codes, rows_per_table))

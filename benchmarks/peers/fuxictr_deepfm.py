@@ -1,7 +1,7 @@
 """FuxiCTR's DeepFM on Frappe with the BARS recipe. Run with the interpreter of the peer environment (setup_fuxictr.sh):
 
     PEER_VENV/bin/python -m benchmarks.peers.fuxictr_deepfm --data FRAPPE_DIR --mode full --seed 2021
-    PEER_VENV/bin/python -m benchmarks.peers.fuxictr_deepfm --data FRAPPE_DIR --mode steps       (driven by benchmarks.frappe_deepfm)
+    PEER_VENV/bin/python -m benchmarks.peers.fuxictr_deepfm --data FRAPPE_DIR --mode steps   (by benchmarks.frappe_deepfm)
 """
 
 import argparse

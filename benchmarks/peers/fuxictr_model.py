@@ -13,7 +13,7 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import FactorizationMachine, FeatureEmbedding, MLP_Block
 from fuxictr.pytorch.models import BaseModel
 
-from ..workloads import Rows
+from ..workloads import CodedRows
 
 LABEL = "label"
 
@@ -96,13 +96,13 @@ def feature_map(cardinalities: dict[str, int], *, embedding_dim: int, dataset_id
     return out
 
 
-def fuxictr_columns(rows: Rows) -> dict[str, np.ndarray]:
+def fuxictr_columns(rows: CodedRows) -> dict[str, np.ndarray]:
     """Columns as its loaders read them: ids from 1 on, and the label."""
     columns = {name: np.where(codes < 0, rows.cardinalities[name] + 1, codes + 1) for name, codes in rows.codes.items()}
     return {**columns, LABEL: rows.labels.astype(np.int64)}
 
 
-def memory_batches(rows: Rows, row_numbers: list[np.ndarray]) -> list[dict[str, torch.Tensor]]:
+def memory_batches(rows: CodedRows, row_numbers: list[np.ndarray]) -> list[dict[str, torch.Tensor]]:
     """Batches held in memory, contiguous int64: the cheapest input that its training step takes."""
     columns = fuxictr_columns(rows)
     return [{name: torch.from_numpy(column[chosen]) for name, column in columns.items()} for chosen in row_numbers]

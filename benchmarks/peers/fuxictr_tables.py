@@ -1,6 +1,6 @@
 """FuxiCTR's DeepFM over large tables, trained as it trains them: nn.Embedding, dense gradients, dense Adam on every row.
 
-    PEER_VENV/bin/python -m benchmarks.peers.fuxictr_tables       (driven by benchmarks.large_tables)
+    PEER_VENV/bin/python -m benchmarks.peers.fuxictr_tables   (by benchmarks.large_tables)
 
 Batches lie in memory as tensors: no file is read in a step. The MLP's defaults are those of the model's class.
 """

@@ -1,0 +1,93 @@
+"""Our half of benchmarks.large_tables: shards on disk -> Loader -> TrainPipelineSparseDist -> fused row-wise Adagrad.
+
+Every step reads its rows from the shards again: the split is not kept in memory.
+"""
+
+import argparse
+import itertools
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from torchrec_models.batch import Batch
+from torchrec_models.model import build
+from torchrec_models.pipelines.config import DenseOptimizerConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
+from torchrec_models.pipelines.data.loader import Loader
+from torchrec_models.pipelines.distributed import processes, shard
+from torchrec_models.pipelines.optim import TrainOptimizer, fuse_sparse_optimizer
+
+from .ours_rows import schema_of, write_cache
+from .step_server import claim_stdout, serve
+from .workloads import zipf_rows
+
+
+def endless(loader: Loader) -> Iterator[Batch]:
+    for epoch in itertools.count():
+        yield from loader.epoch(epoch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-tables", type=int, default=26)
+    parser.add_argument("--rows-per-table", type=int, default=100_000)
+    parser.add_argument("--dim", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=4096)
+    parser.add_argument("--num-batches", type=int, default=32)
+    parser.add_argument("--zipf", type=float, default=1.05, help="exponent of the id distribution")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[64, 64, 64])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    answers = claim_stdout()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    coded = zipf_rows(
+        num_tables=args.num_tables,
+        rows_per_table=args.rows_per_table,
+        num_rows=args.num_batches * args.batch_size,
+        exponent=args.zipf,
+        seed=args.seed,
+    )
+    schema = schema_of(coded, dim=args.dim, init_std=1e-4)
+    config = TrainConfig(
+        batch_size=args.batch_size,
+        dense=DenseOptimizerConfig(optimizer="adam", lr=1e-3),
+        sparse=SparseOptimizerConfig(optimizer="rowwise_adagrad"),
+        clip_norm=10.0,
+    )
+    with tempfile.TemporaryDirectory() as folder, processes() as procs:
+        cache = write_cache(Path(folder) / "cache", schema, coded)
+        loader = Loader(
+            cache, "train", batch_size=args.batch_size, shuffle=True, seed=args.seed, last_batch="drop", memory_limit_bytes=0
+        )
+        task = build(schema, "deepfm", {"hidden_units": args.hidden}, device=procs.device, table_device="meta", width_multiple=4)
+        embedding = task.model.embedding
+        num_parameters = sum(p.numel() for p in task.parameters())
+        fuse_sparse_optimizer(embedding.parameters(), config.sparse, device=procs.device)
+        model = shard(
+            task, embedding.tables, config=ShardingConfig(), procs=procs, rows_per_process=args.batch_size, seed=args.seed
+        )
+        optimizer = TrainOptimizer(model, config, num_steps=1_000_000)
+        pipeline = TrainPipelineSparseDist(model, optimizer, procs.device, execute_all_batches=True)
+        batches = endless(loader)
+        model.train()
+        serve(
+            lambda: pipeline.progress(batches)[0].mean().item(),
+            about={
+                "library": "torchrec-models",
+                "versions": {name: version(name) for name in ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy")},
+                "threads": args.threads,
+                "rows_per_step": args.batch_size,
+                "num_parameters": num_parameters,
+                "optimizer": "row-wise Adagrad fused into backward, Adam for the dense part",
+            },
+            answers=answers,
+        )
+
+
+if __name__ == "__main__":
+    main()
