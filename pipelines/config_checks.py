@@ -1,0 +1,234 @@
+"""Mistakes that no single section of a config shows: names that do not meet, options without effect, leaks, contradictions."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from .config_errors import check_structure, nearest, nearest_name, short
+
+if TYPE_CHECKING:
+    from torchrec_models.model import Net, TwoTower
+
+    from .config import RunConfig
+
+Written = Mapping[str, str]  # name -> the key it was given by, which may be a pattern
+
+
+def check_model(model: Mapping[str, Any]) -> tuple["type[Net] | type[TwoTower] | None", list[str]]:
+    """The net's class (of the nearest name where the name is misspelt) and what is wrong with `model`."""
+    from torchrec_models.model import net_class, net_classes  # torch is slow to import; only a config with a model needs it
+
+    if not model:
+        return None, []
+    name, known = model.get("name"), net_classes()
+    allowed = f"{', '.join(known)}, or package.module:Class"
+    options = {k: v for k, v in model.items() if k != "name"}
+    problems: list[str] = []
+    if name is None:
+        return None, [f"model.name: required, and not given; allowed: {allowed}"]
+    if not isinstance(name, str) or (name not in known and ":" not in name):
+        problems.append(f"model.name: given {short(name)}; allowed: {allowed}{nearest(name, known)}")
+        name = nearest_name(name, known)
+        if not name:
+            return None, problems
+    try:
+        net = net_class(name)
+    except ValueError as error:
+        return None, [f"model.name: {error}"]
+    problems += check_structure(net.Config, options, prefix="model.")[0]
+    return net, problems
+
+
+def cross_problems(
+    config: "RunConfig", *, wrong: set[str], net: "type[Net] | type[TwoTower] | None", written: Mapping[str, Written]
+) -> list[str]:
+    """Run every rule whose sections are right in themselves.
+
+    Args:
+        wrong: sections that are not; `config` holds stand-ins for them.
+        net: the class behind `model.name`, None where there is none.
+        written: per section, which key gave each name.
+    """
+
+    def at(section: str, name: str) -> str:
+        return f"{section}.{written.get(section, {}).get(name, name)}"
+
+    problems: list[str] = []
+    for sections, rule in _RULES:
+        if not wrong & set(sections):
+            problems += rule(config, at)
+    if not wrong & {"features", "labels", "retrieval", "model"} and net is not None:
+        from torchrec_models.towers import TwoTower
+
+        problems += _retrieval_problems(config, at) if issubclass(net, TwoTower) else _ranking_problems(config, at)
+    return problems
+
+
+At = Callable[[str, str], str]
+Rule = Callable[["RunConfig", At], Iterator[str]]
+
+
+def _unused(section: BaseModel, path: str, keys: tuple[str, ...], why: str) -> Iterator[str]:
+    """Options that are not at their default and that nothing reads."""
+    for key in keys:
+        if getattr(section, key) != type(section).model_fields[key].default:
+            yield f"{path}.{key}: has no effect {why}; leave it out"
+
+
+def _split_problems(config: "RunConfig", at: At) -> Iterator[str]:
+    data, split = config.data, config.data.split
+    if split and (data.valid or data.test):
+        yield "data.split: given together with data.valid or data.test; keep the split or the files"
+    if split and split.by in ("random", "hash") and split.valid + split.test >= 1:
+        yield f"data.split: valid {split.valid} and test {split.test} leave nothing to train on"
+    if split and split.by == "time" and split.test_from is not None:
+        first, second = split.valid_from, split.test_from
+        if isinstance(first, str) != isinstance(second, str):
+            yield f"data.split.test_from: given {short(second)}; must be of the same kind as valid_from, {short(first)}"
+        elif not first < second:  # type: ignore[operator]
+            yield f"data.split.test_from: given {short(second)}; must be later than valid_from, {short(first)}"
+    if split and split.by == "column":
+        for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
+            both = [v for v in getattr(split, one) if v in getattr(split, other)]
+            if both:
+                yield f"data.split.{other}: {', '.join(map(short, both))} also stands in {one}; a row can be in one split only"
+    if data.format == "parquet":
+        yield from _unused(data, "data", ("column_names", "null_values"), "with format: parquet")
+    if len(set(data.column_names)) < len(data.column_names):
+        twice = sorted({n for n in data.column_names if data.column_names.count(n) > 1})
+        yield f"data.column_names: {', '.join(twice)} given more than once"
+
+
+def _table_problems(config: "RunConfig", at: At) -> Iterator[str]:
+    used = {config.table_of(name) for name in config.features} - {""}
+    for name, feature in config.features.items():
+        if feature.kind == "numeric":
+            continue
+        here, table = at("features", name), config.table_of(name)
+        if table not in config.tables and table != name:
+            owner = config.features.get(table)
+            if owner is None:
+                known = [*config.tables, *(n for n, f in config.features.items() if f.kind != "numeric")]
+                yield f"{here}.table: given {table!r}; no such table or feature; there are: {', '.join(known)}{nearest(table, known)}"
+            elif config.table_of(table) != table:
+                yield f"{here}.table: the feature {table!r} has no table of its own{_reads(config.table_of(table))}"
+        if table in config.tables or table != name:
+            owner_path = at("tables", table) if table in config.tables else at("features", table)
+            for key in ("dim", "ids", "init_std"):
+                if getattr(feature, key) is not None:
+                    yield f"{here}.{key}: belongs to the table that the feature shares; give it at {owner_path}.{key}"
+        if feature.kind == "categorical" and feature.max_len == 1:
+            yield from _unused(feature, here, ("separator", "pooling"), "with max_len: 1, one id per row")
+    for name in config.tables:
+        if name not in used:
+            yield f"{at('tables', name)}: no feature reads it, so it would never be trained{nearest(name, used)}"
+    for name, table_config in config.table_configs().items():
+        section = "tables" if name in config.tables else "features"
+        here, ids = at(section, name), table_config.ids
+        if "." in name or "@" in name:
+            yield f"{here}: a table's name may not contain '.' or '@'; name the feature otherwise and give its column: {name}"
+        if ids.by == "bucketize" and bool(ids.boundaries) == bool(ids.num_buckets):
+            yield f"{here}.ids: bucketize needs either boundaries or num_buckets"
+        elif ids.by == "bucketize" and ids.boundaries != sorted(set(ids.boundaries)):
+            yield f"{here}.ids.boundaries: given {short(ids.boundaries)}; must increase from each to the next"
+
+
+def _reads(table: str) -> str:
+    return f"; it reads {table!r}: name that" if table else ", it is numeric"
+
+
+def _sharding_problems(config: "RunConfig", at: At) -> Iterator[str]:
+    tables = config.table_configs()
+    for name in config.sharding.tables:
+        if name not in tables:
+            yield f"sharding.tables.{name}: no such table; there are: {', '.join(tables)}{nearest(name, tables)}"
+
+
+def _leak_problems(config: "RunConfig", at: At) -> Iterator[str]:
+    labels = {label.column or name: name for name, label in config.labels.items()}
+    for name, feature in config.features.items():
+        column = feature.column or name
+        if column in labels:
+            yield f"{at('features', name)}: reads {column!r}, the column of the label {labels[column]!r}: the answer itself"
+
+
+def _label_problems(config: "RunConfig", at: At) -> Iterator[str]:
+    for name, label in config.labels.items():
+        if label.kind == "regression":
+            yield from _unused(label, at("labels", name), ("above", "positive_weight"), "with kind: regression")
+
+
+def _train_problems(config: "RunConfig", at: At) -> Iterator[str]:
+    train, dense, schedule = config.train, config.train.dense, config.train.schedule
+    if train.mode == "fused":
+        why = "with mode: fused (only rows of the batch are updated); use mode: unfused, or train.sparse.weight_decay"
+        if train.embedding_l2:
+            yield f"train.embedding_l2: has no effect {why}"
+    else:
+        keys = ("optimizer", "lr", "eps", "weight_decay")
+        yield from _unused(train.sparse, "train.sparse", keys, "with mode: unfused (train.dense trains the tables too)")
+    without = f"with optimizer: {dense.optimizer}"
+    if dense.optimizer != "sgd":
+        yield from _unused(dense, "train.dense", ("momentum",), without)
+    if dense.optimizer in ("sgd", "adagrad"):
+        yield from _unused(dense, "train.dense", ("betas",), without)
+    if dense.optimizer == "sgd":
+        yield from _unused(dense, "train.dense", ("eps",), without)
+    if train.mode == "fused" and train.sparse.optimizer == "sgd":
+        yield from _unused(train.sparse, "train.sparse", ("eps",), "with optimizer: sgd")
+    if schedule.kind != "plateau":
+        yield from _unused(schedule, "train.schedule", ("factor",), f"with kind: {schedule.kind}")
+    if schedule.kind not in ("linear", "cosine"):
+        yield from _unused(schedule, "train.schedule", ("min_factor",), f"with kind: {schedule.kind}")
+
+
+def _validation_problems(config: "RunConfig", at: At) -> Iterator[str]:
+    if config.data.split or config.data.valid:
+        return
+    if config.train.schedule.kind == "plateau":
+        yield "train.schedule.kind: plateau needs validation rows; give data.split or data.valid"
+    if config.train.early_stopping:
+        yield "train.early_stopping: needs validation rows; give data.split or data.valid"
+
+
+def _ranking_problems(config: "RunConfig", at: At) -> Iterator[str]:
+    name = config.model.get("name")
+    if config.retrieval is not None:
+        yield f"retrieval: has no effect with model {name}, which ranks; leave it out"
+    if not config.labels:
+        yield "labels: at least one is required"
+    for feature in config.features:
+        yield from _unused(config.features[feature], at("features", feature), ("side",), f"with model {name}, which ranks")
+
+
+def _retrieval_problems(config: "RunConfig", at: At) -> Iterator[str]:
+    if config.retrieval is None:
+        yield "retrieval: required for a two-tower model; give retrieval.candidate_id"
+    elif config.retrieval.candidate_id not in config.features:
+        given = config.retrieval.candidate_id
+        yield f"retrieval.candidate_id: given {given!r}; no such feature; there are: {', '.join(config.features)}{nearest(given, config.features)}"
+    else:
+        candidate = config.features[config.retrieval.candidate_id]
+        if candidate.kind != "categorical" or candidate.max_len != 1 or candidate.side != "candidate":
+            given = config.retrieval.candidate_id
+            yield f"retrieval.candidate_id: given {given!r}; must be a categorical feature with max_len: 1 and side: candidate"
+    for name, feature in config.features.items():
+        if not feature.side:
+            yield f"{at('features', name)}.side: required for a two-tower model; allowed: query, candidate"
+    for side in ("query", "candidate"):
+        if all(f.side and f.side != side for f in config.features.values()):
+            yield f"features: none has side: {side}, and a two-tower model needs both"
+    if config.labels:
+        yield "labels: a two-tower model learns from pairs alone; keep positive rows only and leave labels out"
+
+
+_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
+    (("data",), _split_problems),
+    (("features", "tables"), _table_problems),
+    (("features", "tables", "sharding"), _sharding_problems),
+    (("features", "labels"), _leak_problems),
+    (("labels",), _label_problems),
+    (("train",), _train_problems),
+    (("train", "data"), _validation_problems),
+)

@@ -1,0 +1,231 @@
+"""What a config says about data: where rows are, how they are split, features, tables, labels. Read through `config.load`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+
+from torchrec_models.schema import Pooling, Side
+
+from .config_errors import nearest, nearest_name
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+class RandomSplit(Section):
+    """Rows drawn at random, by a hash of their position and the seed."""
+
+    by: Literal["random"]
+    valid: float = Field(0.1, ge=0, lt=1)
+    test: float = Field(0.1, ge=0, lt=1)
+    seed: int = 0
+
+
+class HashSplit(Section):
+    """Rows by a hash of a column: all rows of one value (one user, one session) land in one split."""
+
+    by: Literal["hash"]
+    column: str
+    valid: float = Field(0.1, ge=0, lt=1)
+    test: float = Field(0.1, ge=0, lt=1)
+    seed: int = 0
+
+
+class TimeSplit(Section):
+    """Rows before `valid_from` train, rows from `test_from` on test. Values as in the column (numbers, or ISO dates)."""
+
+    by: Literal["time"]
+    column: str
+    valid_from: str | int | float
+    test_from: str | int | float | None = None
+
+
+class ColumnSplit(Section):
+    """Rows by the value of a column."""
+
+    by: Literal["column"]
+    column: str
+    train: list[str | int] = ["train"]
+    valid: list[str | int] = ["valid"]
+    test: list[str | int] = ["test"]
+
+
+SplitConfig = Annotated[RandomSplit | HashSplit | TimeSplit | ColumnSplit, Field(discriminator="by")]
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Paths = Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])]
+
+
+class DataConfig(Section):
+    """Where the rows are. Paths are files, globs or folders."""
+
+    train: Paths = Field(min_length=1, description="files, globs or folders")
+    valid: Paths = []
+    test: Paths = []
+    format: Literal["auto", "parquet", "csv", "tsv"] = "auto"
+    column_names: list[str] = Field([], description="names for text files without a header line")
+    null_values: list[str] = Field([""], description="text that means missing, in text files")
+    split: SplitConfig | None = Field(None, description="how to cut `train` where valid/test are not files of their own")
+    cache: str = Field(description="folder for the prepared shards")
+    group: str = Field("", description="column that identifies the user (gAUC)")
+    timestamp: str = Field("", description="time column, kept for evaluation by day")
+    row_id: str = Field("", description="the row's own id, written by predict; default: its position")
+    weight: str = Field("", description="sample weight column")
+    slices: list[str] = Field([], description="columns kept for evaluation by slice")
+    memory_budget_mib: int = Field(512, ge=16, description="memory for decoded rows while preparing")
+    rows_per_shard: int = Field(1_000_000, ge=1)
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+NullPolicy = Literal["token", "oov", "error"]
+
+
+class VocabularyIds(Section):
+    """Values seen at least `min_count` times in training get a row, most frequent first; the rest share row 0 (OOV).
+
+    `null: token` counts a missing value as a value of its own; `oov` sends it to row 0; `error` refuses it.
+    """
+
+    by: Literal["vocabulary"]
+    min_count: int = Field(1, ge=1)
+    max_size: int = Field(0, ge=0, description="rows to keep at most, OOV not counted; 0: no limit")
+    null: NullPolicy = "token"
+
+
+class HashIds(Section):
+    """Values hashed to 1 .. buckets (seeded, the same on every machine and version); row 0 is kept for missing."""
+
+    by: Literal["hash"]
+    buckets: int = Field(ge=1)
+    seed: int = Field(0, ge=0, lt=2**63)
+    null: NullPolicy = "token"
+
+
+class BucketIds(Section):
+    """Numbers cut into buckets, at `boundaries` or at `num_buckets` quantiles of the training rows; row 0 is for missing."""
+
+    by: Literal["bucketize"]
+    boundaries: list[float] = []
+    num_buckets: int = Field(0, ge=0)
+    null: NullPolicy = "oov"
+
+
+class IdentityIds(Section):
+    """Values are table rows already, 0 .. num_rows - 1; anything else is an error that names the row."""
+
+    by: Literal["identity"]
+    num_rows: int = Field(ge=1)
+    null: Literal["error"] = "error"
+
+
+IdsConfig = Annotated[VocabularyIds | HashIds | BucketIds | IdentityIds, Field(discriminator="by")]
+
+
+class TableConfig(Section):
+    """An embedding table that several features share. A feature that names no table has one of its own."""
+
+    dim: int = Field(16, ge=1)
+    ids: IdsConfig = VocabularyIds(by="vocabulary")
+    init_std: float = Field(0.01, ge=0)
+
+
+class CategoricalConfig(Section):
+    """Ids. `max_len: 1` is one id per row; more is a bag to pool, from a list column or a string cut at `separator`."""
+
+    kind: Literal["categorical"]
+    column: str = ""
+    table: str = ""
+    dim: int | None = Field(None, ge=1)
+    ids: IdsConfig | None = None
+    init_std: float | None = Field(None, ge=0)
+    max_len: int = Field(1, ge=1)
+    separator: str = ""
+    pooling: Pooling = "sum"
+    side: Side = ""
+
+
+class SequenceConfig(Section):
+    """Ids in order (a history). `keep` says which end survives `max_len`."""
+
+    kind: Literal["sequence"]
+    column: str = ""
+    table: str = ""
+    dim: int | None = Field(None, ge=1)
+    ids: IdsConfig | None = None
+    init_std: float | None = Field(None, ge=0)
+    max_len: int = Field(50, ge=1)
+    separator: str = ""
+    keep: Literal["last", "first"] = "last"
+    side: Side = ""
+
+
+class FillStep(Section):
+    fill: float | Literal["mean", "median"]
+
+
+class ClipStep(Section):
+    clip: tuple[float | None, float | None]
+
+
+class QuantileStep(Section):
+    quantile: int = Field(ge=2, description="number of quantiles; maps to [0, 1]")
+
+
+_STEP_KEYS = ("fill", "clip", "quantile")
+_STEP_NAMES = ("log1p", "min_max", "standard")
+
+
+def _step_kind(value: Any) -> str:
+    """The step that is meant, misspelt or not, so that only its own mistakes are reported."""
+    if isinstance(value, Section):
+        return type(value).__name__.removesuffix("Step").lower()
+    key = nearest_name(next(iter(value), ""), _STEP_KEYS) if isinstance(value, dict) else ""
+    return key or "name"
+
+
+def _step_name(value: Any) -> Any:
+    if value not in _STEP_NAMES:
+        allowed = f"{', '.join(_STEP_NAMES)}, {{fill: 0}}, {{clip: [0, 1]}} or {{quantile: 100}}"
+        raise ValueError(allowed + nearest(value, (*_STEP_NAMES, *_STEP_KEYS)))
+    return value
+
+
+Step = Annotated[
+    Annotated[FillStep, Tag("fill")]
+    | Annotated[ClipStep, Tag("clip")]
+    | Annotated[QuantileStep, Tag("quantile")]
+    | Annotated[Literal["log1p", "min_max", "standard"], BeforeValidator(_step_name), Tag("name")],
+    Discriminator(_step_kind),
+]
+
+
+class NumericConfig(Section):
+    """One float. `steps` run in order and are fitted on the training rows only; a missing value without `fill` is an error."""
+
+    kind: Literal["numeric"]
+    column: str = ""
+    steps: list[Step] = []
+    side: Side = ""
+
+
+FeatureConfig = Annotated[CategoricalConfig | SequenceConfig | NumericConfig, Field(discriminator="kind")]
+
+
+class LabelConfig(Section):
+    """A label. `above` makes a number binary (label = value > above). `null: mask` gives the row weight 0 for this label."""
+
+    column: str = ""
+    kind: Literal["binary", "regression"] = "binary"
+    above: float | None = None
+    null: Literal["error", "mask"] = "error"
+    positive_weight: float = Field(1.0, gt=0)
+    loss_weight: float = Field(1.0, gt=0)
