@@ -83,11 +83,7 @@ class BinaryRows:
     """
 
     def __init__(self, labels: Tensor, scores: Tensor, *, weights: Tensor | None = None, probabilities: bool = True) -> None:
-        check_columns(labels=labels, scores=scores, weights=weights)
-        refuse(scores.isnan(), "scores: NaN")
-        refuse((labels != 0) & (labels != 1), "labels: neither 0 nor 1")
-        if probabilities:
-            refuse((scores < 0) | (scores > 1), "scores: outside [0, 1], so not a probability (a logit?)")
+        check_binary(labels, scores, weights=weights, probabilities=probabilities)
         kept = None if weights is None else weights > 0
         self._kept_N = None if kept is None or bool(kept.all()) else kept
         if self._kept_N is not None:
@@ -97,7 +93,7 @@ class BinaryRows:
         self.labels_N = labels[self.order_N].double()
         self.weights_N = None if weights is None else weights[self.order_N].double()
         self._last_B = _block_ends(self.scores_N)
-        self._losses_N3: Tensor | None = None
+        self._losses_3N: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -110,12 +106,13 @@ class BinaryRows:
         """
         weights = self._weights(resample_N)
         positive = weights * self.labels_N
-        return positive.cumsum(0)[self._last_B], (weights - positive).cumsum(0)[self._last_B]
+        true_N, false_N = positive.cumsum(0), (weights - positive).cumsum(0)
+        return true_N.index_select(0, self._last_B), false_N.index_select(0, self._last_B)
 
     def metrics(self, resample_N: Tensor | None = None) -> dict[str, float]:
         """All binary metrics that need no bins and no groups, from one pass; see the functions of the same names."""
         true_B, false_B = self.counts(resample_N)
-        losses = self._losses().T @ self._weights(resample_N)
+        losses = self._losses() @ self._weights(resample_N)
         positive_loss, negative_loss, predicted = losses.tolist()
         positives, negatives = (float(c[-1]) if len(self) else 0.0 for c in (true_B, false_B))
         total = positives + negatives
@@ -194,14 +191,14 @@ class BinaryRows:
         return resample_N.double() if self.weights_N is None else self.weights_N * resample_N
 
     def _losses(self) -> Tensor:
-        """[N, 3]: loss of a positive row, loss of a negative row, probability. Made once, used by every resample."""
-        if self._losses_N3 is None:
+        """[3, N]: loss of a positive row, loss of a negative row, probability. Made once, used by every resample."""
+        if self._losses_3N is None:
             p = self.scores_N.double()
             clipped = p.clamp(CLIP, 1 - CLIP)
             positive = self.labels_N == 1
             loss = -torch.where(positive, clipped, 1 - clipped).log()
-            self._losses_N3 = torch.stack([loss * positive, loss * ~positive, p], dim=1)
-        return self._losses_N3
+            self._losses_3N = torch.stack([loss * positive, loss * ~positive, p])
+        return self._losses_3N
 
 
 # --- one metric at a time ---------------------------------------------------------------------------------------------
@@ -342,6 +339,15 @@ def _errors(labels: Tensor, predictions: Tensor, weights: Tensor | None) -> Tens
     for name, column in (("labels", labels), ("predictions", predictions)):
         refuse(~column.isfinite(), f"{name}: not a finite number")
     return predictions.double() - labels.double()
+
+
+def check_binary(labels: Tensor, scores: Tensor, *, weights: Tensor | None = None, probabilities: bool = True) -> None:
+    """What `BinaryRows` demands; else a ValueError."""
+    check_columns(labels=labels, scores=scores, weights=weights)
+    refuse(scores.isnan(), "scores: NaN")
+    refuse((labels != 0) & (labels != 1), "labels: neither 0 nor 1")
+    if probabilities:
+        refuse((scores < 0) | (scores > 1), "scores: outside [0, 1], so not a probability (a logit?)")
 
 
 def check_columns(*, weights: Tensor | None = None, **columns: Tensor) -> None:
