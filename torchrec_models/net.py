@@ -57,9 +57,26 @@ class InputSpec(NamedTuple):
         if not widths:
             raise ValueError(f"{who} needs at least one categorical or sequence feature")
         if len(set(widths.values())) > 1:
-            listed = ", ".join(f"{name}: {width}" for name, width in widths.items())
-            raise ValueError(f"{who} needs the same dim for every feature, got {listed}")
+            raise ValueError(f"{who} needs the same dim for every feature, got {_listed(widths)}")
         return next(iter(widths.values()))
+
+    def check(self, inputs: "Inputs", *, first_order: bool = False) -> None:
+        """Refuse inputs of other sizes, which broadcasting would hide. A net calls it first in its forward.
+
+        Raises:
+            ValueError: naming the first member that differs, what it is and what it should be.
+        """
+        widths = {"dense_BD": self.num_dense, "fields_BC": self.fields_width}
+        if first_order:
+            widths["first_order_BF"] = len(self.fields) + len(self.sequences)
+        for name, width in widths.items():
+            given = getattr(inputs, name).shape[1]
+            if given != width:
+                raise ValueError(f"the net was built for {name} of width {width}, got {given}")
+        expected = {s.name: s.width for s in self.sequences}
+        found = {name: values_BLE.shape[2] for name, (values_BLE, _) in inputs.sequences.items()}
+        if found != expected:
+            raise ValueError(f"the net was built for sequences {_listed(expected)}, got {_listed(found)}")
 
     @classmethod
     def from_schema(cls, schema: Schema, *, side: Side = "") -> "InputSpec":
@@ -80,6 +97,10 @@ class InputSpec(NamedTuple):
             ),
             num_tasks=len(schema.tasks),
         )
+
+
+def _listed(widths: dict[str, int]) -> str:
+    return ", ".join(f"{name} of width {width}" for name, width in widths.items()) or "(none)"
 
 
 class Inputs(NamedTuple):

@@ -30,11 +30,16 @@ class DotInteraction(nn.Module):
 
     def __init__(self, num_fields: int) -> None:
         super().__init__()
-        rows, columns = torch.tril_indices(num_fields, num_fields, offset=-1)
         self.num_fields = num_fields
         self.num_pairs = num_fields * (num_fields - 1) // 2
-        self.register_buffer("flat_index", rows * num_fields + columns, persistent=False)
+        self.flat_index: Tensor
+        self.register_buffer("flat_index", torch.empty(self.num_pairs, dtype=torch.int64), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        rows, columns = torch.tril_indices(self.num_fields, self.num_fields, offset=-1, device=self.flat_index.device)
+        self.flat_index.copy_(rows * self.num_fields + columns)
 
     def forward(self, fields_BNE: Tensor) -> Tensor:
         products_BNN = torch.bmm(fields_BNE, fields_BNE.transpose(1, 2))
-        return products_BNN.flatten(1)[:, self.flat_index]
+        return products_BNN.flatten(1).index_select(1, self.flat_index)

@@ -19,11 +19,20 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+class Linear(nn.Linear):
+    """`nn.Linear` that starts with Xavier-normal weights and zero biases, as every Linear of FuxiCTR does (reczoo/FuxiCTR,
+    `fuxictr/pytorch/models/rank_model.py`), with which the BARS tables were made."""
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_normal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
 class MLP(nn.Module):
     """Blocks of Linear -> BatchNorm -> activation -> Dropout, then an optional Linear output layer.
 
-    The block order and the initialisation (Xavier-normal weights, zero biases) are those of FuxiCTR's `MLP_Block`
-    (reczoo/FuxiCTR, `fuxictr/pytorch/layers/blocks/mlp_block.py`), with which the BARS tables were made.
+    The block order is that of FuxiCTR's `MLP_Block` (reczoo/FuxiCTR, `fuxictr/pytorch/layers/blocks/mlp_block.py`).
 
     Args:
         in_width: width of the input.
@@ -62,21 +71,11 @@ class MLP(nn.Module):
         if not all(0 <= rate < 1 for rate in rates):
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.out_width = widths[-1] if out_width is None else out_width
-        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        self.linears = nn.ModuleList(Linear(i, o) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) if batch_norm else nn.Identity() for width in widths[1:])
         self.activation = ACTIVATIONS[activation]()
         self.dropouts = nn.ModuleList(nn.Dropout(rate) for rate in rates)
-        self.out = nn.Identity() if out_width is None else nn.Linear(widths[-1], out_width)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw Xavier-normal weights, zero the biases and reset the norms."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_normal_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm1d):
-                module.reset_parameters()
+        self.out = nn.Identity() if out_width is None else Linear(widths[-1], out_width)
 
     def forward(self, x_BC: Tensor) -> Tensor:
         """`[B, in_width]` -> `[B, out_width]`."""

@@ -4,11 +4,11 @@ Guo et al., IJCAI 2017, arXiv 1703.04247, eq. 1-4: `y = sigmoid(y_FM + y_DNN)`, 
 """
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrec_models.layers.fields import FieldStack
 from torchrec_models.layers.interaction import FactorizationMachine
-from torchrec_models.layers.mlp import MLP
+from torchrec_models.layers.mlp import MLP, Linear
 from torchrec_models.net import Inputs, InputSpec, Net, NetConfig
 
 
@@ -26,8 +26,9 @@ class DeepFM(Net):
 
     def __init__(self, spec: InputSpec, config: Config) -> None:
         super().__init__()
+        self.spec = spec
         self.fields = FieldStack(spec, who="DeepFM")
-        self.dense_weight = nn.Linear(spec.num_dense, 1, bias=False) if spec.num_dense else None
+        self.dense_weight = Linear(spec.num_dense, 1, bias=False) if spec.num_dense else None
         self.fm = FactorizationMachine()
         self.mlp = MLP(
             self.fields.num_fields * self.fields.width,
@@ -39,6 +40,7 @@ class DeepFM(Net):
         )
 
     def forward(self, inputs: Inputs) -> Tensor:
+        self.spec.check(inputs, first_order=True)
         fields_BNE = self.fields(inputs)
         first_B1 = inputs.first_order_BF.sum(dim=1, keepdim=True)
         if self.dense_weight is not None:

@@ -30,12 +30,15 @@ class DLRM(Net):
 
     def __init__(self, spec: InputSpec, config: Config) -> None:
         super().__init__()
+        self.spec = spec
         self.fields = FieldStack(spec, who="DLRM", numeric=False)
         width = self.fields.width
         self.bottom = None
         if spec.num_dense:
             self.bottom = MLP(spec.num_dense, (*config.bottom_units, width), activation=config.activation)
         num_vectors = self.fields.num_fields + (self.bottom is not None)
+        if config.interaction == "dot" and num_vectors < 2:
+            raise ValueError("DLRM with interaction: dot needs two vectors: two features, or one and a numeric one")
         self.dot = DotInteraction(num_vectors) if config.interaction == "dot" else None
         bottom_width = width if self.bottom is not None else 0
         self.top = MLP(
@@ -48,6 +51,7 @@ class DLRM(Net):
         )
 
     def forward(self, inputs: Inputs) -> Tensor:
+        self.spec.check(inputs)
         vectors_BNE = self.fields(inputs)
         bottom_BE = self.bottom(inputs.dense_BD) if self.bottom is not None else None
         if bottom_BE is not None:

@@ -1,6 +1,7 @@
 """One side of a retriever: everything known about it -> one vector."""
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,12 +27,12 @@ class Tower(nn.Module):
         hidden_units: tuple[int, ...] = (256, 128)
         activation: str = "relu"
         batch_norm: bool = False
-        dropout: float = 0.0
+        dropout: float = Field(0.0, ge=0, lt=1)
 
     def __init__(self, spec: InputSpec, config: Config, *, out_width: int, normalize: bool) -> None:
         super().__init__()
+        self.spec = spec
         self.normalize = normalize
-        self.sequences = [s.name for s in spec.sequences]
         in_width = spec.num_dense + spec.fields_width + sum(s.width for s in spec.sequences)
         self.mlp = MLP(
             in_width,
@@ -43,6 +44,7 @@ class Tower(nn.Module):
         )
 
     def forward(self, inputs: Inputs) -> Tensor:
-        pooled = [masked_mean(*inputs.sequences[name]) for name in self.sequences]
+        self.spec.check(inputs)
+        pooled = [masked_mean(*inputs.sequences[s.name]) for s in self.spec.sequences]
         vector_BK = self.mlp(torch.cat([inputs.dense_BD, inputs.fields_BC, *pooled], dim=1))
         return F.normalize(vector_BK, dim=1) if self.normalize else vector_BK

@@ -1,0 +1,293 @@
+"""What every ranking net must do, on every combination of features. A new net needs a line in CASES and nothing else."""
+
+import io
+import subprocess
+import sys
+
+import onnxruntime
+import pytest
+import torch
+from fixtures import SCHEMAS, as_batch, categorical, make_batch, make_inputs, make_rows, make_schema, take
+from torch import Tensor, nn
+
+from torchrec_models.model import RankingTask, build
+from torchrec_models.net import Inputs, InputSpec, Net
+from torchrec_models.pipelines.data.rows import Rows
+from torchrec_models.ranking import NETS
+
+SMALL = {"hidden_units": (16, 8)}
+CASES = {
+    "deepfm": ("deepfm", SMALL),
+    "deepfm_batch_norm": ("deepfm", {**SMALL, "batch_norm": True}),
+    "dlrm": ("dlrm", {"bottom_units": (8,), "top_units": (16, 8)}),
+    "dlrm_cat": ("dlrm", {"bottom_units": (8,), "top_units": (16,), "interaction": "cat", "batch_norm": True}),
+}
+NEEDS_FIELDS = {"deepfm", "dlrm"}  # nets that refuse a schema with numeric features only
+
+each_case = pytest.mark.parametrize("case", CASES)
+each_schema = pytest.mark.parametrize("schema_name", [name for name in SCHEMAS if name != "dense"])
+
+
+def make_task(case: str, schema_name: str, *, seed: int = 0) -> RankingTask:
+    name, options = CASES[case]
+    torch.manual_seed(seed)
+    task = build(SCHEMAS[schema_name], name, options)
+    assert isinstance(task, RankingTask)
+    return task
+
+
+def make_net(case: str, schema_name: str, *, seed: int = 0) -> tuple[Net, InputSpec]:
+    name, options = CASES[case]
+    spec = InputSpec.from_schema(SCHEMAS[schema_name])
+    torch.manual_seed(seed)
+    return NETS[name](spec, NETS[name].Config(**options)), spec
+
+
+def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    module.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def test_every_net_has_a_case():
+    assert {name for name, _ in CASES.values()} == set(NETS)
+    assert all(net.summary for net in NETS.values())
+
+
+@each_case
+@each_schema
+def test_shapes(case, schema_name):
+    schema = SCHEMAS[schema_name]
+    task = make_task(case, schema_name)
+    loss, (losses, logits, labels, weights) = task(make_batch(schema, 7))
+    assert loss.shape == () and loss.isfinite()
+    assert losses.shape == logits.shape == labels.shape == weights.shape == (7, len(schema.tasks))
+    assert logits.dtype == torch.float32
+
+
+@each_case
+def test_numeric_features_alone(case):
+    name, _ = CASES[case]
+    if name in NEEDS_FIELDS:
+        with pytest.raises(ValueError, match="needs at least one categorical or sequence feature"):
+            make_task(case, "dense")
+    else:
+        assert make_task(case, "dense")(make_batch(SCHEMAS["dense"], 7))[0].isfinite()
+
+
+@each_case
+@each_schema
+def test_gradient_reaches_every_parameter(case, schema_name):
+    task = make_task(case, schema_name).eval()
+    found = gradients(task, task(make_batch(SCHEMAS[schema_name], 64))[0])
+    assert set(found) == {name for name, p in task.named_parameters() if p.requires_grad}
+    for name, gradient in found.items():
+        assert gradient.isfinite().all() and gradient.any(), name
+
+
+@each_case
+def test_rows_of_weight_zero_have_no_effect(case):
+    schema = SCHEMAS["everything"]
+    task = make_task(case, "everything").eval()
+    rows = make_rows(schema, 24)
+    rows.weights[16:] = 0
+    with_loss = task(as_batch(schema, rows))[0]
+    with_gradients = gradients(task, with_loss)
+    without_loss = task(as_batch(schema, rows.slice(0, 16)))[0]
+    without_gradients = gradients(task, without_loss)
+    torch.testing.assert_close(with_loss, without_loss)
+    torch.testing.assert_close(with_gradients, without_gradients)
+
+
+@each_case
+def test_a_batch_of_weight_zero_gives_zero(case):
+    schema = SCHEMAS["everything"]
+    task = make_task(case, "everything").eval()
+    rows = make_rows(schema, 8)
+    rows.weights[:] = 0
+    loss = task(as_batch(schema, rows))[0]
+    assert loss == 0
+    assert not any(gradient.any() for gradient in gradients(task, loss).values())
+
+
+@each_case
+@each_schema
+def test_permuted_rows_give_permuted_logits(case, schema_name):
+    schema = SCHEMAS[schema_name]
+    model = make_task(case, schema_name).eval().model
+    rows, order = make_rows(schema, 16), torch.randperm(16)
+    torch.testing.assert_close(model(as_batch(schema, rows.take(order))), model(as_batch(schema, rows))[order])
+
+
+@each_case
+@pytest.mark.parametrize("schema_name", ["sequence", "target_and_history", "sequence_only", "everything"])
+def test_padding_has_no_effect(case, schema_name):
+    """Positions that are padding in every row can be cut off: how far a sequence is padded does not matter."""
+    net, spec = make_net(case, schema_name)
+    net.eval()
+    inputs = make_inputs(spec, 8, first_order=net.first_order)
+    for values_BLE, mask_BL in inputs.sequences.values():
+        values_BLE[:, 2:] = 0
+        mask_BL[:, 2:] = False
+    short = inputs._replace(sequences={n: (values[:, :2], mask[:, :2]) for n, (values, mask) in inputs.sequences.items()})
+    torch.testing.assert_close(net(short), net(inputs))
+
+
+@each_case
+def test_what_other_rows_hold_has_no_effect(case):
+    """A row alone, and beside rows with longer lists, gives the same logits."""
+    schema = SCHEMAS["everything"]
+    model = make_task(case, "everything").eval().model
+    rows = make_rows(schema, 16)
+    together = model(as_batch(schema, rows))
+    alone = torch.cat([model(as_batch(schema, rows.slice(i, i + 1))) for i in range(16)])
+    torch.testing.assert_close(alone, together)
+
+
+@each_case
+def test_overfits_what_only_an_interaction_explains(case):
+    """label = parity(a) xor parity(b), over all 64 pairs: no sum of single features can tell."""
+    name, options = CASES[case]
+    schema = make_schema([categorical("a"), categorical("b")], num_rows=8, init_std=0.1)
+    torch.manual_seed(0)
+    task = build(schema, name, options)
+    ids = torch.cartesian_prod(torch.arange(8, dtype=torch.int32), torch.arange(8, dtype=torch.int32))
+    labels = ((ids[:, :1] + ids[:, 1:]) % 2).float()
+    batch = as_batch(schema, Rows(torch.empty(64, 0), ids, (), labels, torch.ones(64, 1)))
+    optimizer = torch.optim.Adam(task.parameters(), lr=0.02)
+    for _ in range(200):
+        optimizer.zero_grad()
+        task(batch)[0].backward()
+        optimizer.step()
+    loss, (_, logits, _, _) = task.eval()(batch)
+    assert loss < 0.05
+    assert ((logits > 0) == (labels > 0.5)).all()
+
+
+@each_case
+def test_initialises_on_meta(case):
+    """Built on meta and emptied as DistributedModelParallel does it, a net holds what one built on the CPU holds."""
+    name, _ = CASES[case]
+    wide = {"hidden_units": (256, 128)} if name != "dlrm" else {"bottom_units": (64,), "top_units": (256, 128)}
+    config = NETS[name].Config(**{**CASES[case][1], **wide})
+    spec = InputSpec.from_schema(SCHEMAS["everything"])
+    with torch.device("meta"):
+        net = NETS[name](spec, config)
+    net.to_empty(device="cpu")
+    for tensor in (*net.parameters(), *net.buffers()):
+        tensor.detach().fill_(7)
+    net.apply(_reset_own)
+    expected = NETS[name](spec, config)
+    for key, value in net.named_parameters():
+        other = expected.get_parameter(key)
+        if other.std() == 0:  # biases, and the weights and biases of norms
+            assert torch.equal(value, other), key
+        else:
+            assert abs(value.mean()) < 5 * other.std() / value.numel() ** 0.5, key
+            assert abs(value.std() / other.std() - 1) < 5 / value.numel() ** 0.5, key
+    for key, value in net.named_buffers():
+        assert torch.equal(value, expected.get_buffer(key)), key
+
+
+def _reset_own(module: nn.Module) -> None:
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    if own:
+        assert hasattr(module, "reset_parameters"), f"{type(module).__name__} holds tensors and cannot initialise them"
+        module.reset_parameters()
+
+
+@each_case
+@pytest.mark.parametrize("schema_name", ["everything", "pooled"])
+def test_bfloat16_autocast_is_close(case, schema_name):
+    net, spec = make_net(case, schema_name)
+    inputs = make_inputs(spec, 256, first_order=net.first_order)
+    expected = net(inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = net(inputs)
+        loss = logits.float().square().mean()
+    assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
+    assert all(gradient.isfinite().all() for gradient in gradients(net, loss).values())
+
+
+class Plain(nn.Module):
+    """A net behind a signature of plain tensors, as an exporter needs it."""
+
+    def __init__(self, net: Net, sequences: list[str]) -> None:
+        super().__init__()
+        self.net = net
+        self.sequences = sequences
+
+    def forward(
+        self, dense_BD: Tensor, fields_BC: Tensor, first_order_BF: Tensor, values: list[Tensor], masks: list[Tensor]
+    ) -> Tensor:
+        return self.net(Inputs(dense_BD, fields_BC, first_order_BF, dict(zip(self.sequences, zip(values, masks)))))
+
+
+@each_case
+def test_exports_to_onnx(case):
+    """With a free batch size; ONNX Runtime and PyTorch agree to 1e-5."""
+    net, spec = make_net(case, "everything")
+    net.eval()
+
+    def arguments(num_rows: int, seed: int) -> tuple:
+        inputs = make_inputs(spec, num_rows, first_order=True, seed=seed)
+        pairs = list(inputs.sequences.values())
+        return inputs.dense_BD, inputs.fields_BC, inputs.first_order_BF, [v for v, _ in pairs], [m for _, m in pairs]
+
+    batch = torch.export.Dim("batch")
+    sequences = [{0: batch}] * len(spec.sequences)
+    wrapped = Plain(net, [s.name for s in spec.sequences]).eval()
+    file = io.BytesIO()
+    program = torch.onnx.export(
+        wrapped,
+        arguments(4, 0),
+        dynamo=True,
+        dynamic_shapes=({0: batch}, {0: batch}, {0: batch}, sequences, sequences),
+        verbose=False,
+    )
+    assert program is not None
+    program.save(file)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    given = arguments(33, 1)
+    flat = [*given[:3], *given[3], *given[4]]
+    names = [i.name for i in program.model.graph.inputs]
+    used = {i.name for i in session.get_inputs()}
+    (found,) = session.run(None, {n: t.numpy() for n, t in zip(names, flat, strict=True) if n in used})
+    torch.testing.assert_close(torch.from_numpy(found), wrapped(*given).detach(), atol=1e-5, rtol=0)
+
+
+@each_case
+def test_inputs_of_another_spec_are_refused(case):
+    net, spec = make_net(case, "everything")
+    good = make_inputs(spec, 4, first_order=net.first_order)
+    net(good)
+    (first, pair), *others = good.sequences.items()
+    bad = {
+        "dense_BD": good._replace(dense_BD=good.dense_BD[:, :1]),
+        "fields_BC": good._replace(fields_BC=good.fields_BC[:, :8]),
+        first: good._replace(sequences=dict(others)),
+        "another": good._replace(sequences={**good.sequences, "another": pair}),
+        "width 4": good._replace(sequences={**good.sequences, first: (pair[0][:, :, :4], pair[1])}),
+    }
+    if net.first_order:
+        bad["first_order_BF"] = good._replace(first_order_BF=good.first_order_BF[:, :0])
+    for word, inputs in bad.items():
+        with pytest.raises(ValueError, match=word):
+            net(inputs)
+
+
+@each_case
+def test_net_alone_permutes_and_trains_in_float64(case):
+    """A net keeps the dtype it is given."""
+    net, spec = make_net(case, "everything")
+    net.double().eval()
+    inputs = make_inputs(spec, 8, first_order=net.first_order, dtype=torch.float64)
+    order = torch.randperm(8)
+    logits = net(inputs)
+    assert logits.dtype == torch.float64
+    torch.testing.assert_close(net(take(inputs, order)), logits[order], atol=1e-12, rtol=0)
+
+
+def test_nets_do_not_import_torchrec():
+    code = "import sys; sys.modules['torchrec'] = None; import torchrec_models.ranking, torchrec_models.towers, torchrec_models.losses"
+    subprocess.run([sys.executable, "-c", code], check=True)
