@@ -1,6 +1,6 @@
 """Mistakes that no single section of a config shows: names that do not meet, options without effect, leaks, contradictions."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -69,6 +69,11 @@ At = Callable[[str, str], str]
 Rule = Callable[["RunConfig", At], Iterator[str]]
 
 
+def _choices(given: str, names: Iterable[str]) -> str:
+    names = list(names)
+    return f"; there are: {', '.join(names)}{nearest(given, names)}"
+
+
 def _unused(section: BaseModel, path: str, keys: tuple[str, ...], why: str) -> Iterator[str]:
     """Options that are not at their default and that nothing reads."""
     for key in keys:
@@ -110,7 +115,7 @@ def _table_problems(config: "RunConfig", at: At) -> Iterator[str]:
             owner = config.features.get(table)
             if owner is None:
                 known = [*config.tables, *(n for n, f in config.features.items() if f.kind != "numeric")]
-                yield f"{here}.table: given {table!r}; no such table or feature; there are: {', '.join(known)}{nearest(table, known)}"
+                yield f"{here}.table: given {table!r}; no such table or feature{_choices(table, known)}"
             elif config.table_of(table) != table:
                 yield f"{here}.table: the feature {table!r} has no table of its own{_reads(config.table_of(table))}"
         if table in config.tables or table != name:
@@ -142,7 +147,7 @@ def _sharding_problems(config: "RunConfig", at: At) -> Iterator[str]:
     tables = config.table_configs()
     for name in config.sharding.tables:
         if name not in tables:
-            yield f"sharding.tables.{name}: no such table; there are: {', '.join(tables)}{nearest(name, tables)}"
+            yield f"sharding.tables.{name}: no such table{_choices(name, tables)}"
 
 
 def _leak_problems(config: "RunConfig", at: At) -> Iterator[str]:
@@ -207,7 +212,7 @@ def _retrieval_problems(config: "RunConfig", at: At) -> Iterator[str]:
         yield "retrieval: required for a two-tower model; give retrieval.candidate_id"
     elif config.retrieval.candidate_id not in config.features:
         given = config.retrieval.candidate_id
-        yield f"retrieval.candidate_id: given {given!r}; no such feature; there are: {', '.join(config.features)}{nearest(given, config.features)}"
+        yield f"retrieval.candidate_id: given {given!r}; no such feature{_choices(given, config.features)}"
     else:
         candidate = config.features[config.retrieval.candidate_id]
         if candidate.kind != "categorical" or candidate.max_len != 1 or candidate.side != "candidate":

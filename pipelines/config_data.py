@@ -195,7 +195,7 @@ def _step_kind(value: Any) -> str:
 def _step_name(value: Any) -> Any:
     if value not in _STEP_NAMES:
         allowed = f"{', '.join(_STEP_NAMES)}, {{fill: 0}}, {{clip: [0, 1]}} or {{quantile: 100}}"
-        raise ValueError(allowed + nearest(value, (*_STEP_NAMES, *_STEP_KEYS)))
+        raise ValueError(allowed + nearest(value, _STEP_NAMES))
     return value
 
 
