@@ -66,7 +66,7 @@ def main() -> None:
         )
         task = build(schema, "deepfm", {"hidden_units": args.hidden}, device=procs.device, table_device="meta", width_multiple=4)
         embedding = task.model.embedding
-        num_parameters = sum(p.numel() for p in task.parameters())
+        num_parameters = sum(t.num_rows * t.dim for t in embedding.tables) + sum(p.numel() for p in task.model.net.parameters())
         fuse_sparse_optimizer(embedding.parameters(), config.sparse, device=procs.device)
         model = shard(
             task, embedding.tables, config=ShardingConfig(), procs=procs, rows_per_process=args.batch_size, seed=args.seed
