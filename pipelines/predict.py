@@ -1,0 +1,191 @@
+"""A table of any size through a trained model: rows stream in, predictions stream out in the same order."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from . import checkpoint
+from .config import RunConfig
+from .data.rows import BatchBuilder, Rows
+from .data.sources import Source
+from .data.transforms import Transforms
+from .distributed import Built, Processes, build_task, processes
+from .scoring import evaluation_mode
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    num_rows: int
+    out: Path
+    seconds: float
+
+
+def predict(
+    path: Path,
+    inputs: Sequence[str],
+    out: Path,
+    *,
+    which: str = "best",
+    batch_rows: int = 16_384,
+    progress: bool = True,
+) -> PredictResult:
+    """Score raw rows with a run's best (or last) checkpoint, on any number of processes.
+
+    Args:
+        path: a run or checkpoint folder.
+        inputs: files, globs or folders with the raw feature columns; labels are not needed.
+        out: .parquet or .csv. Columns: the config's row id (or `row`, the position), then one per task: the probability
+            (binary) or the value (regression). Written under another name and renamed when complete.
+        batch_rows: rows scored at a time, over all processes.
+
+    Raises:
+        ValueError: wrong suffix, unreadable input, values that the transforms refuse; names file, column and row.
+        CheckpointError: no usable checkpoint.
+    """
+    if out.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"output {out}: give a name that ends in .parquet or .csv")
+    start = time.perf_counter()
+    with processes() as procs:
+        folder = checkpoint.choose(path, which=which)
+        config, schema = checkpoint.read_config(folder), checkpoint.read_schema(folder)
+        if config.retrieval is not None:
+            raise ValueError(f"{path} is a retrieval model: it gives vectors, not scores of rows; evaluate it, or export it")
+        transforms = Transforms.load(folder / "transforms")
+        built = build_task(config, schema, procs)
+        checkpoint.load_weights(folder, built.state_dict(), averaged=config.train.ema > 0)
+        source = _source(config, inputs, list(transforms.columns.values()))
+        per_process = -(-batch_rows // procs.world_size)
+        num_rows = 0
+        with (
+            evaluation_mode(built),
+            _Writer(out, [t.name for t in schema.tasks], config.data.row_id, enabled=procs.is_first) as writer,
+            tqdm(total=source.num_rows, desc="predicting", unit="row", unit_scale=True, disable=not progress or not procs.is_first) as bar,
+        ):
+            binary = torch.tensor([t.kind == "binary" for t in schema.tasks], device=procs.device)
+            scorer = _Scorer(built, transforms, BatchBuilder(schema), binary, procs)
+            for chunk in _chunks(source, per_process * procs.world_size):
+                scores = _score(chunk, scorer, per_process)
+                if procs.is_first:
+                    writer.write(chunk, scores, first_row=num_rows)
+                num_rows += chunk.num_rows
+                bar.update(chunk.num_rows)
+    return PredictResult(num_rows, out, time.perf_counter() - start)
+
+
+def _source(config: RunConfig, inputs: Sequence[str], columns: list[str]) -> Source:
+    data = config.data
+    wanted = list(dict.fromkeys([*columns, *([data.row_id] if data.row_id else [])]))
+    return Source.open(
+        list(inputs),
+        format=data.format,
+        column_names=data.column_names,
+        null_values=data.null_values,
+        columns=wanted,
+        memory_budget_bytes=data.memory_budget_mib << 20,
+    )
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows that are scored together, with the place where each piece was read."""
+
+    pieces: list[tuple[pa.RecordBatch, str, int]]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(batch.num_rows for batch, _, _ in self.pieces)
+
+    def slice(self, start: int, stop: int) -> list[tuple[pa.RecordBatch, str, int]]:
+        out, at = [], 0
+        for batch, where, first_row in self.pieces:
+            low, high = max(start - at, 0), min(stop - at, batch.num_rows)
+            if low < high:
+                out.append((batch.slice(low, high - low), where, first_row + low))
+            at += batch.num_rows
+        return out
+
+
+def _chunks(source: Source, rows: int) -> Iterator[_Chunk]:
+    """The source in pieces of exactly `rows` rows (the last one may be shorter), independent of files and row groups."""
+    pieces: list[tuple[pa.RecordBatch, str, int]] = []
+    have = 0
+    for part in source.batches():
+        start = 0
+        while start < part.batch.num_rows:
+            take = min(rows - have, part.batch.num_rows - start)
+            pieces.append((part.batch.slice(start, take), part.path, part.first_row + start))
+            have, start = have + take, start + take
+            if have == rows:
+                yield _Chunk(pieces)
+                pieces, have = [], 0
+    if pieces:
+        yield _Chunk(pieces)
+
+
+def _score(chunk: _Chunk, scorer: "_Scorer", per_process: int) -> np.ndarray:
+    """[chunk rows, T] on every process: each encodes and scores its slice, short slices filled with a repeated row."""
+    procs = scorer.procs
+    share = min(per_process, -(-chunk.num_rows // procs.world_size))
+    first = min(procs.rank * share, chunk.num_rows)
+    mine = chunk.slice(first, min(first + share, chunk.num_rows)) or chunk.slice(0, 1)
+    parts = [
+        Rows.from_encoded(scorer.transforms.schema, scorer.transforms.encode(batch, where=where, first_row=first_row))
+        for batch, where, first_row in mine
+    ]
+    rows = Rows.cat(parts)
+    index = torch.arange(share).clamp(max=rows.num_rows - 1)
+    logits_BT = scorer.built.plain.model(scorer.build(rows.take(index), index).to(procs.device)).float()
+    scores_BT = torch.where(scorer.binary, logits_BT.sigmoid(), logits_BT)
+    return procs.gather_rows(scores_BT).cpu().numpy()[: chunk.num_rows]
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    built: Built
+    transforms: Transforms
+    build: BatchBuilder
+    binary: torch.Tensor
+    procs: Processes
+
+
+class _Writer:
+    """Predictions to Parquet or CSV. Nothing bears the final name before the last row is on disk."""
+
+    def __init__(self, out: Path, tasks: list[str], row_id: str, *, enabled: bool) -> None:
+        self.out, self.tasks, self.row_id, self.enabled = out, tasks, row_id, enabled
+        self.partial = out.with_name(out.name + ".partial")
+        self._sink: pq.ParquetWriter | pa.csv.CSVWriter | None = None
+
+    def __enter__(self) -> "_Writer":
+        if self.enabled:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def write(self, chunk: _Chunk, scores_NT: np.ndarray, *, first_row: int) -> None:
+        if self.row_id:
+            ids = pa.chunked_array([batch.column(self.row_id) for batch, _, _ in chunk.pieces])
+        else:
+            ids = pa.array(np.arange(first_row, first_row + chunk.num_rows))
+        columns = {self.row_id or "row": ids} | {t: pa.array(scores_NT[:, i]) for i, t in enumerate(self.tasks)}
+        table = pa.table(columns)
+        if self._sink is None:
+            make = pq.ParquetWriter if self.out.suffix == ".parquet" else pa.csv.CSVWriter
+            self._sink = make(str(self.partial), table.schema)
+        self._sink.write_table(table)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._sink is not None:
+            self._sink.close()
+            if kind is None:
+                os.replace(self.partial, self.out)
+            else:
+                self.partial.unlink()
