@@ -1,0 +1,214 @@
+"""Fit the transforms that a config asks for, from a stream of training rows, and make the schema."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pyarrow as pa
+
+from torchrec_models.schema import Feature, Schema, Table, Task
+
+from ..config import RunConfig
+from ..config_data import BucketIds, HashIds, IdentityIds, IdsConfig, NumericConfig, SequenceConfig, VocabularyIds
+from ..config_errors import nearest
+from .fit_ids import VocabularyFit
+from .fit_numeric import NumericFit
+from .ids import Buckets, Hash, Identity, IdTransform
+from .numeric import to_float
+from .statistics import RowSample
+from .transforms import IdsTransform, NumericTransform, Transforms
+from .values import Kind, Place, is_list, is_text, kind_of, numbers, one_array
+
+EXACT_ROWS = 1_000_000
+"""Medians and quantiles come from all rows up to this many; past it from a uniform sample of this many."""
+_BYTES_PER_SAMPLED_ROW = 32  # value and priority, and as much again before the sample shrinks
+_MOST_ROWS = 2**31 - 1  # ids are int32
+
+
+class Fitter:
+    """Streams training rows `num_passes` times (`update` for each batch, then `end_pass`), and ends with `Transforms`.
+
+    Memory is bounded by the distinct values of vocabularies, and by half of `data.memory_budget_mib` for row samples.
+
+    Args:
+        config: features, tables, labels, retrieval.
+        arrow_schema: the raw columns' types.
+
+    Raises:
+        ValueError: for columns that are missing or of a type that their feature cannot take; all of them at once.
+    """
+
+    def __init__(self, config: RunConfig, arrow_schema: pa.Schema) -> None:
+        self._config = config
+        self._columns = {name: feature.column or name for name, feature in config.features.items()}
+        self._types = {f.name: f.type for f in arrow_schema}
+        problems = [f"features.{name}: {p}" for name in config.features if (p := self._problem(name))]
+        self._tables = config.table_configs()
+        problems += [f"tables.{name}: more than 2^31 - 1 rows" for name, t in self._tables.items() if _too_large(t.ids)]
+        if problems:
+            raise ValueError("the data does not fit the config:\n" + "\n".join(f"  {p}" for p in problems))
+        self._ids = {n: self._ids_transform(n) for n, f in config.features.items() if not isinstance(f, NumericConfig)}
+        numeric = {n: f.steps for n, f in config.features.items() if isinstance(f, NumericConfig)}
+        sampled = [n for n, t in self._tables.items() if isinstance(t.ids, BucketIds) and t.ids.num_buckets]
+        num_samples = len(sampled) + sum(NumericFit.num_samples(steps) for steps in numeric.values())
+        budget_bytes = config.data.memory_budget_mib * 2**20 // 2
+        sample_rows = min(EXACT_ROWS, budget_bytes // (_BYTES_PER_SAMPLED_ROW * max(num_samples, 1)))
+        self._numeric = {name: NumericFit(name, steps, sample_rows=sample_rows) for name, steps in numeric.items()}
+        self._samples = {name: RowSample(sample_rows) for name in sampled}
+        self._vocabularies = {
+            n: VocabularyFit(n, t.ids, kind=self._kind(n)) for n, t in self._tables.items() if isinstance(t.ids, VocabularyIds)
+        }
+        learns_ids = bool(self._vocabularies or self._samples)
+        self.num_passes: int = max([int(learns_ids), *(fit.num_passes for fit in self._numeric.values())])
+        """How often the training rows must be streamed; 0 where nothing is learned from them."""
+        self._pass = 0
+
+    def _problem(self, name: str) -> str:
+        """Why the feature cannot read its column, or nothing."""
+        feature, column = self._config.features[name], self._columns[name]
+        if column not in self._types:
+            return f"no column {column!r}{nearest(column, self._types)}"
+        type = self._types[column]
+        many = isinstance(feature, SequenceConfig) or (not isinstance(feature, NumericConfig) and feature.max_len > 1)
+        try:
+            kind = kind_of(type.value_type if is_list(type) else type)
+        except ValueError as error:
+            return f"column {column!r}: {error}"
+        if isinstance(feature, NumericConfig):
+            if is_list(type) or (kind == "string" and not is_text(type)):
+                return f"column {column!r} has type {type}, where one number per row is needed"
+            return ""
+        if not many:
+            return f"column {column!r} holds lists ({type}); set max_len above 1, or use kind: sequence" if is_list(type) else ""
+        if is_list(type):
+            return f"separator {feature.separator!r} has no effect, column {column!r} holds lists" if feature.separator else ""
+        if kind is not None and not is_text(type):
+            return f"column {column!r} has type {type}, where lists or separated text are needed"
+        return "" if feature.separator or kind is None else f"column {column!r} is text; set separator, for example separator: ' '"
+
+    def _ids_transform(self, name: str) -> IdsTransform:
+        feature = self._config.features[name]
+        assert not isinstance(feature, NumericConfig)
+        sequence = isinstance(feature, SequenceConfig)
+        return IdsTransform(
+            column=self._columns[name],
+            table=self._config.table_of(name),
+            many=sequence or feature.max_len > 1,
+            max_len=feature.max_len,
+            separator=feature.separator,
+            keep=feature.keep if sequence else "first",
+        )
+
+    def _kind(self, table: str) -> Kind:
+        """Numbers, unless a column of the table is text (or nothing but nulls)."""
+        types = [self._types[i.column] for i in self._ids.values() if i.table == table]
+        kinds = {kind_of(t.value_type if is_list(t) else t) for t in types}
+        return "number" if kinds - {None} == {"number"} else "string"
+
+    def update(self, batch: pa.RecordBatch, *, where: str, first_row: int, rows: np.ndarray | None = None) -> None:
+        """Learn from training rows. Arguments as in `Transforms.encode`.
+
+        Raises:
+            ValueError: for values that cannot be learned from (file, column, 1-based data row).
+        """
+        for name, fit in self._numeric.items():
+            if fit.num_passes > self._pass:
+                place = Place(where, self._columns[name], first_row, rows)
+                with _naming(name):
+                    fit.update(to_float(one_array(batch.column(place.column)), place), place)
+        if self._pass:
+            return
+        for name, ids in self._ids.items():
+            if ids.table in self._vocabularies or ids.table in self._samples:
+                place = Place(where, ids.column, first_row, rows)
+                with _naming(name):
+                    self._update_ids(ids, one_array(batch.column(ids.column)), place)
+
+    def _update_ids(self, ids: IdsTransform, column: pa.Array, place: Place) -> None:
+        values, offsets = ids.flat(column, place)
+        if offsets is not None:
+            place = place.with_offsets(offsets)
+        if ids.table in self._vocabularies:
+            self._vocabularies[ids.table].update(values, place)
+        else:
+            number, missing = numbers(values, place)
+            number = number[~missing].astype(np.float64)
+            self._samples[ids.table].update(number[np.isfinite(number)])
+
+    def end_pass(self) -> None:
+        """Call after all training rows went through `update` once.
+
+        Raises:
+            ValueError: where a statistic has nothing to be learned from.
+        """
+        for fit in self._numeric.values():
+            fit.end_pass()
+        self._pass += 1
+
+    def finish(self) -> Transforms:
+        """The fitted transforms, and the schema within."""
+        assert self._pass >= self.num_passes, f"{self._pass} of {self.num_passes} passes done"
+        tables = {name: self._id_transform(name) for name in self._tables}
+        features: dict[str, NumericTransform | IdsTransform] = {}
+        for name in self._config.features:
+            fit = self._numeric.get(name)
+            features[name] = NumericTransform(column=self._columns[name], steps=fit.finish()) if fit else self._ids[name]
+        return Transforms(schema_dict=self._schema(tables).to_dict(), features=features, tables=tables)
+
+    def _id_transform(self, table: str) -> IdTransform:
+        ids = self._tables[table].ids
+        if isinstance(ids, VocabularyIds):
+            return self._vocabularies[table].finish()
+        if isinstance(ids, HashIds):
+            return Hash(null=ids.null, buckets=ids.buckets, seed=ids.seed, kind=self._kind(table))
+        if isinstance(ids, IdentityIds):
+            return Identity(null=ids.null, size=ids.num_rows)
+        boundaries = tuple(ids.boundaries)
+        if table in self._samples:
+            sample = self._samples[table]
+            if not sample.seen:
+                raise ValueError(f"tables.{table}: every training value is missing, so num_buckets cannot be learned")
+            cuts = sample.quantiles(np.arange(1, ids.num_buckets) / ids.num_buckets)
+            boundaries = tuple(np.unique(cuts).tolist())
+        return Buckets(null=ids.null, boundaries=boundaries)
+
+    def _schema(self, tables: dict[str, IdTransform]) -> Schema:
+        config = self._config
+        features = []
+        for name, feature in config.features.items():
+            if isinstance(feature, NumericConfig):
+                features.append(Feature(name=name, kind="numeric", side=feature.side))
+                continue
+            features.append(
+                Feature(
+                    name=name,
+                    kind=feature.kind,
+                    table=config.table_of(name),
+                    max_len=feature.max_len,
+                    pooling="sum" if isinstance(feature, SequenceConfig) else feature.pooling,
+                    side=feature.side,
+                )
+            )
+        return Schema(
+            features=tuple(features),
+            tables=tuple(
+                Table(name=name, num_rows=tables[name].num_rows, dim=t.dim, init_std=t.init_std) for name, t in self._tables.items()
+            ),
+            tasks=tuple(
+                Task(name=name, kind=label.kind, positive_weight=label.positive_weight, loss_weight=label.loss_weight)
+                for name, label in config.labels.items()
+            ),
+            candidate_id=config.retrieval.candidate_id if config.retrieval else "",
+        )
+
+
+@contextmanager
+def _naming(feature: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"feature {feature!r}: {error}") from None
+
+
+def _too_large(ids: IdsConfig) -> bool:
+    return (isinstance(ids, HashIds) and ids.buckets >= _MOST_ROWS) or (isinstance(ids, IdentityIds) and ids.num_rows > _MOST_ROWS)

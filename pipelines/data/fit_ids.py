@@ -1,0 +1,105 @@
+"""Learn the vocabulary of one table, from every feature that reads it."""
+
+import warnings
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..config_data import VocabularyIds
+from .ids import Vocabulary
+from .statistics import ValueCounts
+from .values import Kind, Place, numbers, plain, strings, whole
+
+_EXACT_FLOAT = 2.0**53
+
+
+class VocabularyFit:
+    """Counts values; `finish` keeps the frequent ones, most frequent first, ties by value (numbers ascending, text by code point).
+
+    A missing value under `null: token` counts as a value, after all others of its frequency.
+
+    Args:
+        kind: `string` where any of the table's columns is text.
+    """
+
+    def __init__(self, table: str, config: VocabularyIds, *, kind: Kind) -> None:
+        self._table = table
+        self._config = config
+        self._kind = kind
+        self._counts: dict[pa.DataType, ValueCounts] = {}
+        self._num_missing = 0
+
+    def update(self, values: pa.Array, place: Place) -> None:
+        """Count values [n], which may be dictionary-encoded.
+
+        Raises:
+            ValueError: for missing values under `null: error` (file, column and row).
+        """
+        pair = pc.value_counts(values)
+        try:
+            distinct = self._canonical(plain(pair.field("values")), place)
+        except ValueError:
+            self._canonical(values, place)  # names the row
+            raise
+        counts = pair.field("counts").cast(pa.int64())
+        missing = distinct.is_null()
+        num_missing = pc.sum(counts.filter(missing)).as_py() or 0
+        if num_missing and self._config.null == "error":
+            index = pc.index(pc.is_null(plain(values), nan_is_null=True), True).as_py()
+            raise place.error(index, "the value is missing, and ids.null is error; clean the data or set null: token or null: oov")
+        self._num_missing += num_missing
+        present = pc.invert(missing)
+        self._counts.setdefault(distinct.type, ValueCounts()).add(distinct.filter(present), counts.filter(present))
+
+    def _canonical(self, values: pa.Array, place: Place) -> pa.Array:
+        if self._kind == "string":
+            return strings(values, place)
+        number, missing = numbers(values, place)
+        return pa.array(number, mask=missing)
+
+    def finish(self) -> Vocabulary:
+        counts = self._one_type()
+        config = self._config
+        if config.null == "token" and self._num_missing:
+            missing = pa.table({"value": pa.nulls(1, counts["value"].type), "count": pa.array([self._num_missing], pa.int64())})
+            counts = pa.concat_tables([counts, missing])
+        counts = counts.filter(pc.greater_equal(counts["count"], config.min_count))
+        order = pc.sort_indices(counts, sort_keys=[("count", "descending"), ("value", "ascending")])
+        values = counts["value"].take(order[: config.max_size] if config.max_size else order).combine_chunks()
+        if not len(values):
+            warnings.warn(
+                f"table {self._table!r}: no value was seen {config.min_count} times or more in training, "
+                f"so every id becomes row 0 (OOV); lower ids.min_count or drop the features that read it",
+                stacklevel=2,
+            )
+        return Vocabulary(values=values, null=config.null)
+
+    def _one_type(self) -> pa.Table:
+        """Counts with one value type: integers and floats meet as integers where every float is one."""
+        tables = {type: table for type, counts in self._counts.items() if (table := counts.table()) is not None}
+        if self._kind == "string":
+            return tables.get(pa.string(), _no_counts(pa.string()))
+        floats, integers = tables.get(pa.float64()), tables.get(pa.int64(), _no_counts(pa.int64()))
+        if floats is None:
+            return integers
+        as_integers, is_whole = whole(floats["value"].to_numpy())
+        if is_whole.all() and (np.abs(floats["value"].to_numpy()) <= _EXACT_FLOAT).all():
+            parts = [integers, floats.set_column(0, "value", pa.array(as_integers))]
+        else:
+            number = integers["value"].to_numpy()
+            if (np.abs(number.astype(np.float64)) > _EXACT_FLOAT).any():
+                raise ValueError(
+                    f"table {self._table!r}: integers above 2^53 share it with fractions and cannot be told apart as floats; "
+                    f"store the ids as integers or as text in every column"
+                )
+            parts = [integers.set_column(0, "value", pa.array(number.astype(np.float64))), floats]
+        both = ValueCounts()
+        for part in parts:
+            for batch in part.to_batches():
+                both.add(batch.column("value"), batch.column("count"))
+        return both.table() or _no_counts(parts[0]["value"].type)
+
+
+def _no_counts(type: pa.DataType) -> pa.Table:
+    return pa.table({"value": pa.array([], type), "count": pa.array([], pa.int64())})

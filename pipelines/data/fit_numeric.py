@@ -1,0 +1,142 @@
+"""Learn the steps of one numeric feature in as few passes as they need."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..config_data import ClipStep, FillStep, QuantileStep
+from .numeric import MISSING_NUMBER, Clip, Fill, Log1p, MinMax, Quantile, Standard, Step, apply_step
+from .statistics import Moments, RowSample
+from .values import Place
+
+StepConfig = FillStep | ClipStep | QuantileStep | str
+
+
+def _learned(step: StepConfig) -> bool:
+    return isinstance(step, QuantileStep) or step in ("min_max", "standard") or _learned_fill(step)
+
+
+def _learned_fill(step: StepConfig) -> bool:
+    return isinstance(step, FillStep) and isinstance(step.fill, str)
+
+
+def _sampled(step: StepConfig) -> bool:
+    return isinstance(step, QuantileStep) or (isinstance(step, FillStep) and step.fill == "median")
+
+
+def _unlearned(step: StepConfig) -> Step:
+    if isinstance(step, FillStep):
+        return Fill(float(step.fill))
+    if isinstance(step, ClipStep):
+        return Clip(*step.clip)
+    assert step == "log1p", step
+    return Log1p()
+
+
+class NumericFit:
+    """Steps are learned in order: `standard` after `log1p` sees logarithms.
+
+    One pass learns one of min_max, standard and quantile. A learned fill needs no pass of its own: the rows it fills all get the
+    same value, so that value, sent through the steps in between, enters the later statistic with its count at the pass's end.
+    Missing values before a fill are left out of statistics.
+
+    Args:
+        sample_rows: rows from which medians and quantiles are computed, at most.
+
+    Raises:
+        ValueError: for a second fill.
+    """
+
+    def __init__(self, name: str, steps: Sequence[StepConfig], *, sample_rows: int) -> None:
+        self._name = name
+        self._fitted: list[Step] = []
+        self._remaining = list(steps)
+        self._sample_rows = sample_rows
+        self._fills = any(isinstance(s, FillStep) for s in steps)
+        if sum(isinstance(s, FillStep) for s in steps) > 1:
+            raise ValueError(f"features.{name}.steps: the second fill has no effect, nothing is missing after the first; keep one")
+        learned = [s for s in steps if _learned(s) and not _learned_fill(s)]
+        self.num_passes = len(learned) or int(any(_learned_fill(s) for s in steps))
+        self._plan()
+
+    @staticmethod
+    def num_samples(steps: Sequence[StepConfig]) -> int:
+        """How many row samples are held at once."""
+        return min(sum(map(_sampled, steps)), 2)
+
+    def _plan(self) -> None:
+        """Statistics of the coming pass, by the position of their step, up to the first learned step that is no fill."""
+        self._statistics: dict[int, Moments | RowSample] = {}
+        self._num_missing = 0
+        for i, step in enumerate(self._remaining):
+            if _learned(step):
+                self._statistics[i] = RowSample(self._sample_rows) if _sampled(step) else Moments()
+                if not _learned_fill(step):
+                    break
+
+    def update(self, x: np.ndarray, place: Place) -> None:
+        """Learn from training values [N], NaN where missing.
+
+        Raises:
+            ValueError: for infinite values, and for missing ones without a fill (file, column and row).
+        """
+        for step in self._fitted:
+            x = apply_step(step, x, place)
+        missing = np.isnan(x)
+        if missing.any() and not self._fills:
+            raise place.error(int(missing.argmax()), MISSING_NUMBER)
+        for i, step in enumerate(self._remaining[: max(self._statistics, default=-1) + 1]):
+            if i not in self._statistics:
+                x = apply_step(_unlearned(step), x, place)
+                continue
+            infinite = np.isinf(x)
+            if infinite.any():
+                at = int(infinite.argmax())
+                raise place.error(at, f"{x[at]:g} cannot be learned from; add a {{clip: [low, high]}} step before {_shown(step)}")
+            missing = np.isnan(x)
+            if _learned_fill(step):
+                self._num_missing += int(missing.sum())
+            self._statistics[i].update(x[~missing])
+
+    def end_pass(self) -> None:
+        """Fix the steps that the pass was for."""
+        if not self._statistics:
+            return
+        last = max(self._statistics)
+        filled: float | None = None
+        for i, step in enumerate(self._remaining[: last + 1]):
+            statistics = self._statistics.get(i)
+            done = _unlearned(step) if statistics is None else self._finished(step, statistics, filled)
+            self._fitted.append(done)
+            if _learned_fill(step):
+                assert isinstance(done, Fill)
+                filled = done.value
+            elif filled is not None:
+                filled = float(done.apply(np.array([filled]))[0])
+        self._remaining = self._remaining[last + 1 :]
+        self._plan()
+
+    def _finished(self, step: StepConfig, statistics: Moments | RowSample, filled: float | None) -> Step:
+        repeated = None if filled is None else (filled, self._num_missing)
+        seen = statistics.count if isinstance(statistics, Moments) else statistics.seen
+        if not seen:
+            raise ValueError(f"features.{self._name}.steps: every training value is missing, so {_shown(step)} cannot be learned")
+        if isinstance(statistics, RowSample):
+            if isinstance(step, QuantileStep):
+                return Quantile(tuple(statistics.quantiles(np.linspace(0, 1, step.quantile), repeated=repeated).tolist()))
+            return Fill(float(statistics.quantiles(np.array([0.5]))[0]))
+        if isinstance(step, FillStep):
+            return Fill(statistics.mean)
+        if repeated:
+            statistics.repeat(*repeated)
+        return MinMax(statistics.low, statistics.high) if step == "min_max" else Standard(statistics.mean, statistics.std)
+
+    def finish(self) -> tuple[Step, ...]:
+        assert not self._statistics, f"{self._name}: a pass is missing"
+        return (*self._fitted, *map(_unlearned, self._remaining))
+
+
+def _shown(step: StepConfig) -> str:
+    if isinstance(step, FillStep):
+        return f"fill: {step.fill}"
+    return f"quantile: {step.quantile}" if isinstance(step, QuantileStep) else str(step)

@@ -1,0 +1,238 @@
+"""Raw values to rows of an embedding table. Row 0 is for values not known (identity tables have no such row).
+
+Runs in exported bundles too: numpy and pyarrow only.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .values import Kind, Place, numbers, shown, strings, whole
+
+NullPolicy = Literal["token", "oov", "error"]
+_MISSING = b"trm-missing"
+_FRACTION_SALT = np.uint64(0xD6E8FEB86659FD93)
+
+
+def hash_integers(values: np.ndarray, seed: int) -> np.ndarray:
+    """SplitMix64 (Steele, Lea, Flood, OOPSLA 2014, figure 16) of `values` [N] int64, started at `seed`: [N] uint64."""
+    start = _mix(np.array([seed], np.uint64))
+    return _mix(values.view(np.uint64) ^ start)
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    z = z + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def hash_numbers(values: np.ndarray, seed: int) -> np.ndarray:
+    """Hash of numbers [N] to [N] uint64. A float that is an integer hashes as that integer."""
+    integers, is_whole = whole(values)
+    out = hash_integers(integers, seed)
+    if not is_whole.all():
+        out = np.where(is_whole, out, hash_integers((values.view(np.uint64) ^ _FRACTION_SALT).view(np.int64), seed))
+    return out
+
+
+def hash_strings(values: pa.Array, seed: int) -> np.ndarray:
+    """BLAKE2b-64 of each distinct text, keyed with the seed: [N] uint64. Nulls get an arbitrary value."""
+    coded = values.dictionary_encode()
+    hashes = np.fromiter((_blake(v.encode(), seed) for v in coded.dictionary.to_pylist()), np.uint64, len(coded.dictionary))
+    return np.append(hashes, np.uint64(0))[coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+
+
+def _blake(text: bytes, seed: int, person: bytes = b"") -> int:
+    digest = hashlib.blake2b(text, digest_size=8, key=seed.to_bytes(8, "little"), person=person).digest()
+    return int.from_bytes(digest, "little")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class IdTransform:
+    """Raw values to table rows.
+
+    Args:
+        null: `token` gives missing values a row of their own, `oov` row 0, `error` refuses them.
+    """
+
+    null: NullPolicy
+
+    @property
+    def num_rows(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def null_id(self) -> int:
+        return 0
+
+    def _lookup(self, values: pa.Array, place: Place) -> tuple[np.ndarray, np.ndarray]:
+        """ids [N] int32 (anything where missing); missing [N] bool."""
+        raise NotImplementedError
+
+    def encode(self, values: pa.Array, place: Place) -> np.ndarray:
+        """Rows [N] int32 of values [N], which may be dictionary-encoded.
+
+        Raises:
+            ValueError: for values that the transform cannot take, with file, column and row.
+        """
+        if not pa.types.is_dictionary(values.type):
+            return self._with_null(*self._lookup(values, place), place)
+        try:
+            ids, missing = self._lookup(values.dictionary, place)
+        except ValueError:  # a bad entry may be one that these rows do not use; if they do, this names the row
+            return self.encode(values.dictionary_decode(), place)
+        codes = values.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+        return self._with_null(np.append(ids, np.int32(0))[codes], np.append(missing, True)[codes], place)
+
+    def _with_null(self, ids: np.ndarray, missing: np.ndarray, place: Place) -> np.ndarray:
+        if missing.any():
+            if self.null == "error":
+                raise place.error(int(missing.argmax()), "the value is missing, and ids.null is error; clean the data or allow it")
+            ids = np.where(missing, np.int32(self.null_id), ids)
+        return ids
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Vocabulary(IdTransform):
+    """Value i of `values` is row i + 1; any other value is row 0. `values` holds a null where missing values have a row.
+
+    Args:
+        values: distinct int64, float64 or string values.
+    """
+
+    values: pa.Array
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.values) + 1
+
+    @cached_property
+    def null_id(self) -> int:  # type: ignore[override]
+        position = pc.index(self.values.is_null(), True).as_py()
+        return position + 1
+
+    @property
+    def kind(self) -> Kind:
+        return "string" if pa.types.is_string(self.values.type) else "number"
+
+    def _lookup(self, values: pa.Array, place: Place) -> tuple[np.ndarray, np.ndarray]:
+        if self.kind == "string":
+            text = strings(values, place)
+            return self._find_strings(text), text.is_null().to_numpy(zero_copy_only=False)
+        number, missing = numbers(values, place)
+        if pa.types.is_floating(self.values.type):
+            return self._find_numbers(number.astype(np.float64)), missing
+        integers, is_whole = whole(number)
+        return np.where(is_whole, self._find_numbers(integers), np.int32(0)), missing
+
+    def _find_strings(self, values: pa.Array) -> np.ndarray:
+        if len(values) * 16 < len(self.values):  # index_in hashes the whole vocabulary at every call
+            coded = values.dictionary_encode()
+            found = self._rows_by_text
+            ids = np.fromiter((found.get(v, 0) for v in coded.dictionary.to_pylist()), np.int32, len(coded.dictionary))
+            return np.append(ids, np.int32(0))[coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+        position = pc.index_in(values, value_set=self.values)
+        return position.fill_null(-1).to_numpy(zero_copy_only=False) + np.int32(1)
+
+    @cached_property
+    def _rows_by_text(self) -> dict[str | None, int]:
+        return {v: i + 1 for i, v in enumerate(self.values.to_pylist())}
+
+    @cached_property
+    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
+        present = self.values.is_valid().to_numpy(zero_copy_only=False)
+        keys = self.values.drop_null().to_numpy(zero_copy_only=False)
+        order = np.argsort(keys, kind="stable")
+        return keys[order], (np.flatnonzero(present)[order] + 1).astype(np.int32)
+
+    @cached_property
+    def _direct(self) -> np.ndarray | None:
+        """Rows by `value - lowest`, where the integers lie close enough together for such a table."""
+        keys, rows = self._sorted
+        if keys.dtype != np.int64 or not len(keys) or int(keys[-1]) - int(keys[0]) > 4 * len(keys) + 1024:
+            return None
+        table = np.zeros(int(keys[-1]) - int(keys[0]) + 1, np.int32)
+        table[keys - keys[0]] = rows
+        return table
+
+    def _find_numbers(self, values: np.ndarray) -> np.ndarray:
+        keys, rows = self._sorted
+        if not len(keys):
+            return np.zeros(len(values), np.int32)
+        if self._direct is not None:
+            inside = (values >= keys[0]) & (values <= keys[-1])
+            return np.where(inside, self._direct[np.where(inside, values, keys[0]) - keys[0]], np.int32(0))
+        at = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
+        return np.where(keys[at] == values, rows[at], np.int32(0))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Hash(IdTransform):
+    """Row 1 + hash(seed, value) mod buckets. A missing value is hashed as a token of its own, or is row 0 (`null: oov`)."""
+
+    buckets: int
+    seed: int
+    kind: Kind
+
+    @property
+    def num_rows(self) -> int:
+        return self.buckets + 1
+
+    @property
+    def null_id(self) -> int:
+        return 1 + _blake(b"", self.seed, _MISSING) % self.buckets if self.null == "token" else 0
+
+    def _lookup(self, values: pa.Array, place: Place) -> tuple[np.ndarray, np.ndarray]:
+        if self.kind == "string":
+            text = strings(values, place)
+            hashes, missing = hash_strings(text, self.seed), text.is_null().to_numpy(zero_copy_only=False)
+        else:
+            number, missing = numbers(values, place)
+            hashes = hash_numbers(number, self.seed)
+        return (hashes % np.uint64(self.buckets)).astype(np.int32) + np.int32(1), missing
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Buckets(IdTransform):
+    """Row 1 + (number of boundaries <= value): b boundaries make b + 1 buckets. `null: token` adds one row after the last."""
+
+    boundaries: tuple[float, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.boundaries) + 2 + (self.null == "token")
+
+    @property
+    def null_id(self) -> int:
+        return len(self.boundaries) + 2 if self.null == "token" else 0
+
+    def _lookup(self, values: pa.Array, place: Place) -> tuple[np.ndarray, np.ndarray]:
+        number, missing = numbers(values, place)
+        return (np.searchsorted(np.asarray(self.boundaries), number, side="right") + 1).astype(np.int32), missing
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Identity(IdTransform):
+    """The value is the row, 0 .. size - 1; anything else is refused."""
+
+    size: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.size
+
+    def _lookup(self, values: pa.Array, place: Place) -> tuple[np.ndarray, np.ndarray]:
+        number, missing = numbers(values, place)
+        integers, is_whole = whole(number)
+        bad = (~is_whole | (integers < 0) | (integers >= self.size)) & ~missing
+        if bad.any():
+            index = int(bad.argmax())
+            allowed = f"ids: identity allows 0 .. {self.size - 1} (num_rows {self.size})"
+            raise place.error(index, f"{shown(number[index].item())} is out of range; {allowed}")
+        return integers.astype(np.int32), missing

@@ -1,0 +1,150 @@
+"""Parquet files as streams of record batches, decoded a few rows at a time whatever the row groups' size."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..config_errors import nearest
+from .files import FileInfo
+from .values import Place, cast, is_text
+
+_PROBE_ROWS = 1024
+_MOST_ROWS = 1 << 18
+_LEAST_ROWS = 256
+_SHARE_OF_BUDGET = 16
+_DAMAGED = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError)
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetFiles:
+    """Wanted columns of Parquet files whose types agree.
+
+    Attributes:
+        schema: of the batches; integers or floats of several widths meet at 64 bits.
+        num_rows: per file.
+    """
+
+    files: list[FileInfo]
+    schema: pa.Schema
+    num_rows: list[int]
+    _memory_budget_bytes: int
+    _dictionary_columns: list[str]
+
+    @classmethod
+    def open(
+        cls, files: list[FileInfo], columns: list[str], *, memory_budget_bytes: int, dictionary_columns: Collection[str]
+    ) -> "ParquetFiles":
+        """Read every footer.
+
+        Raises:
+            ValueError: naming the file, for damaged files, missing columns and types that differ.
+        """
+        types: dict[str, pa.DataType] = {}
+        first_with: dict[str, str] = {}
+        num_rows = []
+        for info in files:
+            file = _open(info.path)
+            check_columns(info.path, file.schema_arrow.names, columns)
+            for name in columns:
+                type = file.schema_arrow.field(name).type
+                if name not in types or pa.types.is_null(types[name]):
+                    types[name], first_with[name] = type, info.path
+                    continue
+                unified = _unified(types[name], type)
+                if unified is None:
+                    raise ValueError(
+                        f"{info.path}: column {name!r} has type {type}, and type {types[name]} in {first_with[name]}; "
+                        f"write all files with one type"
+                    )
+                types[name] = unified
+            num_rows.append(file.metadata.num_rows)
+        if not sum(num_rows):
+            more = f" (nor in {len(files) - 1} more files)" if files[1:] else ""
+            raise ValueError(f"{files[0].path}: no rows{more}")
+        coded = [n for n in columns if n in dictionary_columns and is_text(types[n])]
+        fields = [pa.field(n, pa.dictionary(pa.int32(), pa.string()) if n in coded else types[n]) for n in columns]
+        return cls(files, pa.schema(fields), num_rows, memory_budget_bytes, coded)
+
+    def count_rows(self, index: int) -> int:
+        return self.num_rows[index]
+
+    def batches(self, index: int) -> Iterator[pa.RecordBatch]:
+        """Stream one file.
+
+        Raises:
+            ValueError: naming file and data row, where the file is damaged.
+        """
+        path = self.files[index].path
+        columns = self.schema.names
+        buffer_bytes = min(max(self._memory_budget_bytes // (8 * max(len(columns), 1)), 1 << 14), 1 << 20)
+        row = 0
+        try:
+            file = _open(path, dictionary_columns=self._dictionary_columns, buffer_bytes=buffer_bytes)
+            for batch in file.iter_batches(self._batch_rows(file), columns=columns):
+                yield self._conform(batch, path, row)
+                row += batch.num_rows
+        except _DAMAGED as error:
+            raise ValueError(f"{path}: the Parquet file is damaged after data row {row}: {error}") from None
+        if row != self.num_rows[index]:
+            raise ValueError(
+                f"{path}: {row} rows read where the footer promises {self.num_rows[index]}; the file changed or is damaged"
+            )
+
+    def _batch_rows(self, file: pq.ParquetFile) -> int:
+        """Rows whose decoded size is a fair share of the memory budget, by a look at the first ones."""
+        probe = next(file.iter_batches(_PROBE_ROWS, columns=self.schema.names), None)
+        if probe is None or not probe.num_rows:
+            return _PROBE_ROWS
+        row_bytes = max(probe.nbytes / probe.num_rows, 1.0)
+        return int(min(max(self._memory_budget_bytes / _SHARE_OF_BUDGET / row_bytes, _LEAST_ROWS), _MOST_ROWS))
+
+    def _conform(self, batch: pa.RecordBatch, path: str, row: int) -> pa.RecordBatch:
+        batch = batch.select(self.schema.names)
+        if batch.schema.equals(self.schema):
+            return batch
+        arrays = [
+            a if a.type.equals(f.type) else cast(a, f.type, Place(path, f.name, row), f"of type {f.type}")
+            for a, f in zip(batch.columns, self.schema)
+        ]
+        return pa.record_batch(arrays, schema=self.schema)
+
+
+def _open(path: str, *, dictionary_columns: list[str] | None = None, buffer_bytes: int = 0) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(
+            path, read_dictionary=dictionary_columns, buffer_size=buffer_bytes, pre_buffer=False, page_checksum_verification=True
+        )
+    except _DAMAGED as error:
+        raise ValueError(
+            f"{path}: not a Parquet file, or a damaged one ({error}); for text files set data.format: csv or tsv"
+        ) from None
+
+
+def check_columns(path: str, given: list[str], wanted: list[str]) -> None:
+    """Every wanted column must be there, once.
+
+    Raises:
+        ValueError: naming the missing columns, the nearest names and what there is.
+    """
+    missing = [n for n in wanted if n not in given]
+    if missing:
+        asked = ", ".join(f"{n!r}{nearest(n, given)}" for n in missing)
+        listed = ", ".join(given[:40]) + (f" and {len(given) - 40} more" if len(given) > 40 else "")
+        raise ValueError(f"{path}: no column {asked}; columns: {listed}")
+    twice = [n for n in wanted if given.count(n) > 1]
+    if twice:
+        raise ValueError(f"{path}: the column name {twice[0]!r} stands there {given.count(twice[0])} times; rename one")
+
+
+def _unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_dictionary(one) or pa.types.is_dictionary(other):
+        one, other = (t.value_type if pa.types.is_dictionary(t) else t for t in (one, other))
+    if one.equals(other) or pa.types.is_null(other):
+        return one
+    if pa.types.is_integer(one) and pa.types.is_integer(other):
+        return pa.int64()
+    if pa.types.is_floating(one) and pa.types.is_floating(other):
+        return pa.float64()
+    return pa.string() if is_text(one) and is_text(other) else None

@@ -1,0 +1,167 @@
+"""Rows from files: Parquet and delimited text, streamed as Arrow record batches that know their file and row."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from ..config import RunConfig
+from ..config_data import BucketIds, NumericConfig
+from .files import FileInfo, find_files
+from .parquet_files import ParquetFiles
+from .text_files import TextFiles
+
+
+@dataclass(frozen=True, eq=False)
+class SourceBatch:
+    """Some rows of one file.
+
+    Attributes:
+        path: the file.
+        first_row: 0-based number of the first row in that file (a header line is not a row).
+        global_row: 0-based number of the first row over the whole source.
+    """
+
+    batch: pa.RecordBatch
+    path: str
+    first_row: int
+    global_row: int
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The wanted columns of a list of files, in a fixed order of files and rows.
+
+    Attributes:
+        arrow_schema: the wanted columns.
+        files: in reading order.
+        num_rows: of all files; None where only reading tells (text).
+    """
+
+    arrow_schema: pa.Schema
+    files: list[FileInfo]
+    num_rows: int | None
+    _reader: ParquetFiles | TextFiles
+
+    @classmethod
+    def open(
+        cls,
+        paths: list[str],
+        *,
+        format: Literal["auto", "parquet", "csv", "tsv"],
+        column_names: list[str],
+        null_values: list[str],
+        columns: list[str],
+        memory_budget_bytes: int,
+        text_types: Mapping[str, pa.DataType] | None = None,
+        dictionary_columns: Collection[str] = (),
+    ) -> "Source":
+        """Find the files and check that all hold the wanted columns, with types that agree.
+
+        Args:
+            paths: files, globs or folders. A folder is searched deeply; names that begin with `.` or `_` are skipped.
+            format: `auto` goes by the suffix: .parquet, .csv, .tsv, the latter two also .gz, .bz2, .zst.
+            column_names: for text without a header line.
+            null_values: text that means missing, in text files.
+            columns: the columns to read.
+            memory_budget_bytes: for decoded rows; batches are sized to take about a sixteenth.
+            text_types: types of text columns; others are read as text, which no file can contradict.
+            dictionary_columns: text columns of Parquet to hand out dictionary-encoded (faster to map to ids).
+
+        Raises:
+            ValueError: naming the file, for files that do not exist, are damaged, lack columns or disagree about types.
+        """
+        files, found = find_files(paths, format)
+        columns = list(dict.fromkeys(columns))
+        if found == "parquet":
+            if column_names:
+                raise ValueError(f"data.column_names: has no effect on Parquet files ({files[0].path}); leave it out")
+            parquet = ParquetFiles.open(
+                files, columns, memory_budget_bytes=memory_budget_bytes, dictionary_columns=dictionary_columns
+            )
+            return cls(parquet.schema, files, sum(parquet.num_rows), parquet)
+        text = TextFiles.open(
+            files,
+            columns,
+            separator="," if found == "csv" else "\t",
+            column_names=column_names,
+            null_values=null_values,
+            types=text_types or {},
+            memory_budget_bytes=memory_budget_bytes,
+        )
+        return cls(text.schema, files, None, text)
+
+    def batches(self, start_file: int = 0) -> Iterator[SourceBatch]:
+        """Stream the rows of all files from `files[start_file]` on.
+
+        Raises:
+            ValueError: naming file and data row, for damaged files and text that does not fit its column.
+        """
+        global_row = sum(self._reader.count_rows(i) for i in range(start_file))
+        for index in range(start_file, len(self.files)):
+            first_row = 0
+            for batch in self._reader.batches(index):
+                yield SourceBatch(batch, self.files[index].path, first_row, global_row)
+                first_row += batch.num_rows
+                global_row += batch.num_rows
+        if global_row == 0:
+            raise ValueError(
+                f"{self.files[0].path}: no rows" + (f" (nor in {len(self.files) - 1} more files)" if self.files[1:] else "")
+            )
+
+
+def wanted_columns(config: RunConfig) -> list[str]:
+    """Every raw column that preparing a run reads."""
+    data = config.data
+    columns = [f.column or name for name, f in config.features.items()]
+    columns += [label.column or name for name, label in config.labels.items()]
+    columns += [c for c in (data.weight, data.group, data.timestamp, data.row_id, *data.slices) if c]
+    if data.split is not None and data.split.by != "random":
+        columns.append(data.split.column)
+    return list(dict.fromkeys(columns))
+
+
+def open_source(config: RunConfig, paths: list[str]) -> Source:
+    """`paths` read as the config says, with every column in the type that its use needs.
+
+    Text columns that only serve as numbers (numeric features, labels, weight, buckets) come as float64, everything else as text:
+    ids keep their leading zeros, and no file's content changes a type.
+    """
+    data = config.data
+    return Source.open(
+        paths,
+        format=data.format,
+        column_names=data.column_names,
+        null_values=data.null_values,
+        columns=wanted_columns(config),
+        memory_budget_bytes=data.memory_budget_mib * 2**20,
+        text_types=_text_types(config),
+        dictionary_columns=_dictionary_columns(config),
+    )
+
+
+def _uses(config: RunConfig) -> tuple[set[str], set[str], set[str]]:
+    """Raw columns by use: as numbers; as ids; as they are (written beside the shards, or read by the split)."""
+    data, tables = config.data, config.table_configs()
+    as_numbers = {label.column or name for name, label in config.labels.items()} | ({data.weight} - {""})
+    as_ids: set[str] = set()
+    for name, feature in config.features.items():
+        number = isinstance(feature, NumericConfig) or (
+            isinstance(tables[config.table_of(name)].ids, BucketIds) and not feature.separator
+        )
+        (as_numbers if number else as_ids).add(feature.column or name)
+    as_they_are = {data.group, data.timestamp, data.row_id, *data.slices} - {""}
+    if data.split is not None and data.split.by != "random":
+        as_they_are.add(data.split.column)
+    return as_numbers, as_ids, as_they_are
+
+
+def _text_types(config: RunConfig) -> dict[str, pa.DataType]:
+    as_numbers, as_ids, as_they_are = _uses(config)
+    return dict.fromkeys(as_numbers - as_ids - as_they_are, pa.float64())
+
+
+def _dictionary_columns(config: RunConfig) -> set[str]:
+    as_numbers, as_ids, as_they_are = _uses(config)
+    return as_ids - as_numbers - as_they_are

@@ -1,0 +1,126 @@
+"""Which split a row belongs to: a function of the row alone, so that batches, machines and restarts cannot move it."""
+
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..config_data import ColumnSplit, HashSplit, RandomSplit, SplitConfig, TimeSplit
+from .ids import hash_integers, hash_numbers, hash_strings
+from .sources import SourceBatch
+from .values import Kind, Place, first_failure, kind_of, numbers, one_array, plain, shown, strings
+
+TRAIN, VALID, TEST = np.int8(0), np.int8(1), np.int8(2)
+_SALT = 0x5350_4C49_5400_0000  # another stream than feature hashes of the same seed
+
+
+class Splitter:
+    """Assigns rows to splits.
+
+    - random: by a hash of the row's number in the source and the seed;
+    - hash: by a hash of the column's value and the seed, the same for 7, 7.0 and every batch;
+    - time: by the column's value, compared in its own type;
+    - column: by the value itself.
+
+    Args:
+        split: None puts every row into train.
+    """
+
+    def __init__(self, split: SplitConfig | None) -> None:
+        self._split = split
+        self.columns: list[str] = [] if split is None or isinstance(split, RandomSplit) else [split.column]
+
+    def assign(self, batch: SourceBatch) -> np.ndarray:
+        """[N] int8: 0 train, 1 valid, 2 test.
+
+        Raises:
+            ValueError: naming file, column and data row, for missing values and values that belong nowhere.
+        """
+        split, num_rows = self._split, batch.batch.num_rows
+        if split is None:
+            return np.zeros(num_rows, np.int8)
+        if isinstance(split, RandomSplit):
+            hashes = hash_integers(np.arange(batch.global_row, batch.global_row + num_rows), _seed(split.seed))
+            return _by_share(hashes, split)
+        place = Place(batch.path, split.column, batch.first_row)
+        column = plain(one_array(batch.batch.column(split.column)))
+        missing = pc.is_null(column, nan_is_null=True).to_numpy(zero_copy_only=False)
+        if missing.any():
+            raise place.error(int(missing.argmax()), f"the value is missing, and data.split goes by this column (by: {split.by})")
+        if isinstance(split, HashSplit):
+            return _by_share(_hashes(column, split.seed, place), split)
+        if isinstance(split, TimeSplit):
+            return _by_time(column, split, place)
+        return _by_value(column, split, place)
+
+
+def _seed(seed: int) -> int:
+    return (seed ^ _SALT) % 2**64
+
+
+def _by_share(hashes: np.ndarray, split: RandomSplit | HashSplit) -> np.ndarray:
+    """Test takes the lowest hashes, valid the next, train the rest."""
+    position = hashes.astype(np.float64) / 2.0**64
+    return np.where(position < split.test, TEST, np.where(position < split.test + split.valid, VALID, TRAIN))
+
+
+def _hashes(column: pa.Array, seed: int, place: Place) -> np.ndarray:
+    kind: Kind | None = kind_of(column.type)
+    if kind == "number":
+        return hash_numbers(numbers(column, place)[0], _seed(seed))
+    return hash_strings(strings(column, place), _seed(seed))
+
+
+def _by_time(column: pa.Array, split: TimeSplit, place: Place) -> np.ndarray:
+    out = np.where(_at_or_after(column, split.valid_from, "valid_from", place), VALID, TRAIN)
+    if split.test_from is not None:
+        out = np.where(_at_or_after(column, split.test_from, "test_from", place), TEST, out)
+    return out
+
+
+def _at_or_after(column: pa.Array, start: str | int | float, key: str, place: Place) -> np.ndarray:
+    type = column.type
+    if isinstance(start, str) and kind_of(type) == "number":
+        raise place.error(0, f"the column holds numbers ({type}); give data.split.{key} as a number, not as the text {start!r}")
+    if not isinstance(start, str):
+        if pa.types.is_temporal(type):
+            raise place.error(0, f"the column has type {type}; give data.split.{key} as an ISO date in quotes, not as {start!r}")
+        return numbers(column, place)[0] >= start
+    if pa.types.is_temporal(type):
+        return pc.greater_equal(column, _moment(start, type, key)).to_numpy(zero_copy_only=False)
+    text = strings(column, place)
+    shape = "^" + "".join(r"\d" if c.isdigit() else re.escape(c) for c in start)
+    alike = pc.match_substring_regex(text, shape)
+    if not pc.all(alike).as_py():
+        index = first_failure(alike, lambda part: pc.all(part).as_py())
+        raise place.error(
+            index,
+            f"{shown(text[index])} is not written like data.split.{key} {start!r}, so text order is not time order; write both alike",
+        )
+    return pc.greater_equal(text, start).to_numpy(zero_copy_only=False)
+
+
+def _moment(text: str, type: pa.DataType, key: str) -> pa.Scalar:
+    """An ISO date or time in a column's type; without a zone it is in the column's zone."""
+    zone = getattr(type, "tz", None)
+    try:
+        if zone and not re.search(r"(Z|[+-]\d\d:?\d\d)$", text):
+            return pc.assume_timezone(pa.scalar(text).cast(pa.timestamp(type.unit)), zone)
+        return pa.scalar(text).cast(type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise ValueError(f"data.split.{key}: {text!r} is not an ISO date or time that fits a column of type {type}") from None
+
+
+def _by_value(column: pa.Array, split: ColumnSplit, place: Place) -> np.ndarray:
+    names = {str(value): code for code, key in enumerate((split.train, split.valid, split.test)) for value in key}
+    coded = strings(column, place).dictionary_encode()
+    codes = np.array([names.get(value, -1) for value in coded.dictionary.to_pylist()], np.int8)
+    out = codes[coded.indices.to_numpy()] if len(column) else np.zeros(0, np.int8)
+    unknown = out < 0
+    if unknown.any():
+        index = int(unknown.argmax())
+        value = coded.dictionary[coded.indices[index].as_py()]
+        lists = f"train {split.train}, valid {split.valid}, test {split.test}"
+        raise place.error(index, f"{shown(value)} is in no list of data.split ({lists}); add it to one, or filter the rows out")
+    return out

@@ -1,0 +1,133 @@
+"""What is learned from a stream of rows in bounded memory: moments, a row sample, counts of distinct values."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .ids import hash_integers
+
+_SAMPLE_SEED = 0x5A4D504C45
+
+
+@dataclass
+class Moments:
+    """Count, mean, sum of squared deviations, lowest and highest, merged pairwise.
+
+    Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979, equation 2.1.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    low: float = np.inf
+    high: float = -np.inf
+
+    def update(self, x: np.ndarray) -> None:
+        if len(x):
+            mean = float(x.mean())
+            self._merge(len(x), mean, float(np.square(x - mean).sum()), float(x.min()), float(x.max()))
+
+    def repeat(self, value: float, count: int) -> None:
+        """As `update` with `count` copies of one value."""
+        if count:
+            self._merge(count, value, 0.0, value, value)
+
+    def _merge(self, count: int, mean: float, squares: float, low: float, high: float) -> None:
+        total = self.count + count
+        delta = mean - self.mean
+        self.mean += delta * count / total
+        self.squares += squares + delta * delta * self.count * count / total
+        self.count, self.low, self.high = total, min(self.low, low), max(self.high, high)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the population."""
+        return float(np.sqrt(self.squares / self.count)) if self.count else 0.0
+
+
+@dataclass
+class RowSample:
+    """All values up to `size` of them; past that a uniform sample of `size`, the same however the rows are batched.
+
+    Every row gets a pseudo-random priority from its number, and the lowest priorities stay. A quantile of the sample is off
+    by at most sqrt(ln(2 / p) / (2 size)) in rank, with probability 1 - p (Dvoretzky-Kiefer-Wolfowitz; Massart 1990): 0.0014 at
+    size 1,000,000 and p = 0.05.
+    """
+
+    size: int
+    seen: int = 0
+    _values: list[np.ndarray] = field(default_factory=list)
+    _priorities: list[np.ndarray] = field(default_factory=list)
+    _held: int = 0
+
+    def update(self, x: np.ndarray) -> None:
+        priorities = hash_integers(np.arange(self.seen, self.seen + len(x)), _SAMPLE_SEED)
+        self.seen += len(x)
+        self._values.append(x)
+        self._priorities.append(priorities)
+        self._held += len(x)
+        if self._held > 2 * self.size:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        values, priorities = np.concatenate(self._values), np.concatenate(self._priorities)
+        if len(values) > self.size:
+            kept = np.argpartition(priorities, self.size - 1)[: self.size]
+            values, priorities = values[kept], priorities[kept]
+        self._values, self._priorities, self._held = [values], [priorities], len(values)
+
+    @property
+    def exact(self) -> bool:
+        return self.seen <= self.size
+
+    def quantiles(self, levels: np.ndarray, *, repeated: tuple[float, int] | None = None) -> np.ndarray:
+        """Quantiles at `levels`, linear between order statistics (numpy's default), of the rows and of `repeated` (value, copies)."""
+        self._shrink()
+        values = np.sort(self._values[0])
+        value, copies = repeated or (0.0, 0)
+        copies = round(copies * len(values) / self.seen) if self.seen else copies
+        split = int(np.searchsorted(values, value))
+        place = np.asarray(levels) * (len(values) + copies - 1)
+        below = np.floor(place).astype(np.int64)
+
+        def ordered(index: np.ndarray) -> np.ndarray:
+            taken = np.where(index < split, index, np.maximum(index - copies, 0))
+            taken = np.minimum(taken, len(values) - 1)
+            return np.where((index >= split) & (index < split + copies), value, values[taken])
+
+        low, high = ordered(below), ordered(np.minimum(below + 1, len(values) + copies - 1))
+        return np.maximum.accumulate(low + (high - low) * (place - below))
+
+
+@dataclass
+class ValueCounts:
+    """How often each distinct value was seen; memory grows with distinct values, not with rows."""
+
+    _merged: pa.Table | None = None
+    _pending: list[pa.Table] = field(default_factory=list)
+    _num_pending: int = 0
+
+    def update(self, values: pa.Array) -> None:
+        """Count plain values; nulls are counted too."""
+        counts = pc.value_counts(values)
+        self.add(counts.field("values"), counts.field("counts"))
+
+    def add(self, values: pa.Array, counts: pa.Array) -> None:
+        self._pending.append(pa.table({"value": values, "count": counts.cast(pa.int64())}))
+        self._num_pending += len(values)
+        if self._num_pending > max(1 << 18, 2 * (self._merged.num_rows if self._merged else 0)):
+            self._merge()
+
+    def _merge(self) -> None:
+        tables = self._pending if self._merged is None else [self._merged, *self._pending]
+        grouped = pa.concat_tables(tables).group_by("value", use_threads=False).aggregate([("count", "sum")])
+        self._merged = pa.table({"value": grouped["value"], "count": grouped["count_sum"]}).combine_chunks()
+        self._pending, self._num_pending = [], 0
+
+    def table(self) -> pa.Table | None:
+        """Columns `value` and `count`, a row per distinct value; None where nothing was counted."""
+        if self._pending:
+            self._merge()
+        return self._merged

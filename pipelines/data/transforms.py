@@ -1,0 +1,239 @@
+"""Fitted transforms: raw Arrow columns in, model inputs out. The same object at training, at prediction and in a bundle.
+
+On disk: `transforms.json` (the schema and each feature's and table's fitted state) and `vocabularies/<table>.arrow`
+(one column, value i is row i + 1). Runs in exported bundles too: standard library, numpy, pyarrow and the schema only.
+"""
+
+import difflib
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+
+from torchrec_models.schema import Schema
+
+from .ids import Buckets, Hash, Identity, IdTransform, Vocabulary
+from .numeric import Step, apply_steps, step_from_dict, step_to_dict, to_float
+from .values import Place, explode, is_list, is_text, kind_of, one_array
+
+FORMAT_VERSION = 1
+_TABLES: dict[str, type[IdTransform]] = {"vocabulary": Vocabulary, "hash": Hash, "bucketize": Buckets, "identity": Identity}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumericTransform:
+    """One float per row, through `steps` in order."""
+
+    column: str
+    steps: tuple[Step, ...] = ()
+
+    def encode(self, column: pa.Array, place: Place) -> np.ndarray:
+        """[N] float32, finite."""
+        return apply_steps(self.steps, to_float(column, place), place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdsTransform:
+    """Ids of one feature: exactly one per row (`many` false), or up to `max_len` per row.
+
+    Args:
+        separator: cuts text into values; empty where the column holds lists.
+        keep: the end that survives `max_len`.
+    """
+
+    column: str
+    table: str
+    many: bool = False
+    max_len: int = 1
+    separator: str = ""
+    keep: Literal["first", "last"] = "first"
+
+    def flat(self, column: pa.Array, place: Place) -> tuple[pa.Array, np.ndarray | None]:
+        """Single values and, for many, their offsets [N + 1] int64.
+
+        Raises:
+            ValueError: for a list where one value is needed, and the reverse.
+        """
+        column_type = column.type
+        if not self.many:
+            if is_list(column_type):
+                raise place.error(
+                    0, f"the column holds lists ({column_type}); the feature takes one value per row: set max_len above 1"
+                )
+            kind_of(column_type)
+            return column, None
+        if pa.types.is_null(column_type):
+            return column.slice(0, 0), np.zeros(len(column) + 1, np.int64)
+        if self.separator and not is_text(column_type):
+            raise place.error(0, f"separator {self.separator!r} needs a text column, and this one has type {column_type}")
+        if not self.separator and not is_list(column_type):
+            hint = "set separator" if is_text(column_type) else "use kind: categorical with max_len: 1"
+            raise place.error(0, f"the feature takes lists, and the column has type {column_type}; {hint}")
+        values, offsets = explode(column, separator=self.separator, max_len=self.max_len, keep=self.keep)
+        kind_of(values.type)
+        return values, offsets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """N rows as model inputs.
+
+    Attributes:
+        dense: [N, D] float32, columns as in `schema.dense`.
+        ids: per categorical and sequence feature (values [n] int32, offsets [N + 1] int64); offsets are None for a
+            single-valued categorical, which has exactly one id per row.
+    """
+
+    dense: np.ndarray
+    ids: dict[str, tuple[np.ndarray, np.ndarray | None]]
+    num_rows: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Transforms:
+    """Every feature's and every table's fitted transform.
+
+    Args:
+        schema_dict: `Schema.to_dict()`.
+        features: by name, in schema order.
+        tables: id transforms by table name.
+    """
+
+    schema_dict: dict[str, Any]
+    features: dict[str, NumericTransform | IdsTransform]
+    tables: dict[str, IdTransform] = field(default_factory=dict)
+
+    @cached_property
+    def schema(self) -> Schema:
+        return Schema.from_dict(self.schema_dict)
+
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """Feature name to the raw column it reads."""
+        return {name: feature.column for name, feature in self.features.items()}
+
+    def num_rows(self, table: str) -> int:
+        return self.tables[table].num_rows
+
+    def encode(
+        self, batch: pa.Table | pa.RecordBatch, *, where: str = "", first_row: int = 0, rows: np.ndarray | None = None
+    ) -> Encoded:
+        """Raw rows to model inputs. Columns that no feature reads are ignored.
+
+        Args:
+            where: the file, for errors.
+            first_row: 0-based number in the file of the batch's first row, for errors.
+            rows: [N] 0-based numbers in the file, for errors, when the rows do not follow one another.
+
+        Raises:
+            ValueError: for missing columns, and for values that the transforms cannot take (file, column, 1-based data row).
+        """
+        self._check_columns(batch.column_names, where)
+        arrays = {name: one_array(batch.column(name)) for name in dict.fromkeys(self.columns.values())}
+        dense = np.empty((batch.num_rows, len(self.schema.dense)), np.float32)
+        ids: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+        position = 0
+        for name, feature in self.features.items():
+            place = Place(where, feature.column, first_row, rows)
+            try:
+                if isinstance(feature, NumericTransform):
+                    dense[:, position] = feature.encode(arrays[feature.column], place)
+                    position += 1
+                else:
+                    values, offsets = feature.flat(arrays[feature.column], place)
+                    at = place if offsets is None else place.with_offsets(offsets)
+                    ids[name] = (self.tables[feature.table].encode(values, at), offsets)
+            except ValueError as error:
+                raise ValueError(f"feature {name!r}: {error}") from None
+        return Encoded(dense=dense, ids=ids, num_rows=batch.num_rows)
+
+    def _check_columns(self, given: list[str], where: str) -> None:
+        missing = sorted(set(self.columns.values()) - set(given))
+        if missing:
+            close = difflib.get_close_matches(missing[0], given, 1)
+            hint = f"; did you mean {close[0]!r} for {missing[0]!r}?" if close else ""
+            raise ValueError(f"{where or 'input'}: missing columns {', '.join(missing)}; there are: {', '.join(given)}{hint}")
+        twice = sorted({c for c in self.columns.values() if given.count(c) > 1})
+        if twice:
+            raise ValueError(f"{where or 'input'}: columns given twice: {', '.join(twice)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the vocabularies' values, as JSON data."""
+        features = {}
+        for name, feature in self.features.items():
+            if isinstance(feature, NumericTransform):
+                features[name] = {"kind": "numeric", "column": feature.column, "steps": [step_to_dict(s) for s in feature.steps]}
+            else:
+                features[name] = {"kind": "ids", **asdict(feature)}
+        tables = {}
+        for name, table in self.tables.items():
+            state = {k: v for k, v in vars(table).items() if k in table.__dataclass_fields__ and not isinstance(v, pa.Array)}
+            by = next(by for by, kind in _TABLES.items() if type(table) is kind)
+            tables[name] = {"by": by, "num_rows": table.num_rows, **state}
+        return {"format_version": FORMAT_VERSION, "schema": self.schema_dict, "features": features, "tables": tables}
+
+    def save(self, folder: str | Path) -> None:
+        """Write `transforms.json` and `vocabularies/`."""
+        folder = Path(folder)
+        (folder / "vocabularies").mkdir(parents=True, exist_ok=True)
+        for name, table in self.tables.items():
+            if isinstance(table, Vocabulary):
+                batch = pa.record_batch({"value": table.values})
+                with pa.OSFile(str(_vocabulary_path(folder, name)), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+                    writer.write(batch)
+        (folder / "transforms.json").write_text(json.dumps(self.to_json(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Transforms":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: where files are missing or of another format version.
+        """
+        folder = Path(folder)
+        path = folder / "transforms.json"
+        try:
+            raw = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise ValueError(f"{path}: no such file; `trm prepare` writes it, and so does `trm export`") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not JSON ({error}); the file is damaged") from None
+        if raw.get("format_version") != FORMAT_VERSION:
+            found = raw.get("format_version")
+            raise ValueError(f"{path}: format version {found}; this release reads {FORMAT_VERSION}; prepare again")
+        features = {name: _feature_from_dict(state) for name, state in raw["features"].items()}
+        tables = {name: _table_from_dict(folder, name, state) for name, state in raw["tables"].items()}
+        return cls(schema_dict=raw["schema"], features=features, tables=tables)
+
+
+def _vocabulary_path(folder: Path, table: str) -> Path:
+    return folder / "vocabularies" / f"{quote(table, safe=' ')}.arrow"
+
+
+def _feature_from_dict(raw: dict[str, Any]) -> NumericTransform | IdsTransform:
+    state = {k: v for k, v in raw.items() if k != "kind"}
+    if raw["kind"] == "numeric":
+        return NumericTransform(column=state["column"], steps=tuple(step_from_dict(s) for s in state["steps"]))
+    return IdsTransform(**state)
+
+
+def _table_from_dict(folder: Path, name: str, raw: dict[str, Any]) -> IdTransform:
+    state = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k not in ("by", "num_rows")}
+    if raw["by"] == "vocabulary":
+        path = _vocabulary_path(folder, name)
+        try:
+            with pa.OSFile(str(path)) as source:
+                state["values"] = one_array(pa.ipc.open_file(source).read_all().column("value"))
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise ValueError(f"{path}: the vocabulary of table {name!r} cannot be read ({error})") from None
+    table = _TABLES[raw["by"]](**state)
+    if table.num_rows != raw["num_rows"]:
+        counts = f"{raw['num_rows']} rows in transforms.json and {table.num_rows} in its vocabulary"
+        raise ValueError(f"{folder}: table {name!r} has {counts}; the files do not belong together")
+    return table
