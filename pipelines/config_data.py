@@ -102,7 +102,10 @@ class VocabularyIds(Section):
 
 
 class HashIds(Section):
-    """Values hashed to 1 .. buckets (seeded, the same on every machine and version); row 0 is kept for missing."""
+    """Values hashed to 1 .. buckets (seeded, the same on every machine and version).
+
+    A missing value is hashed as a token of its own; `null: oov` sends it to row 0, which nothing else uses.
+    """
 
     by: Literal["hash"]
     buckets: int = Field(ge=1)
@@ -111,7 +114,10 @@ class HashIds(Section):
 
 
 class BucketIds(Section):
-    """Numbers cut into buckets, at `boundaries` or at `num_buckets` quantiles of the training rows; row 0 is for missing."""
+    """Numbers cut into buckets, at `boundaries` or at `num_buckets` quantiles of the training rows.
+
+    Row 0 is for missing; `null: token` gives missing values one more bucket, after the last.
+    """
 
     by: Literal["bucketize"]
     boundaries: list[float] = []

@@ -54,9 +54,9 @@ def _expand(given: str, format: str) -> list[str]:
     matches = sorted(p for p in glob.glob(given, recursive=True) if Path(p).is_file())
     if matches:
         return matches
-    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, 1)
-    hint = f"; did you mean {path.parent / close[0]}?" if close else "" if names else f"; there is no folder {path.parent}"
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, siblings, 1)
+    hint = f"; did you mean {path.parent / close[0]}?" if close else "" if siblings else f"; there is no folder {path.parent}"
     raise ValueError(f"{given}: no file matches{hint}")
 
 
@@ -83,3 +83,8 @@ def _info(path: str) -> FileInfo:
     if stat.st_size == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes)")
     return FileInfo(path, stat.st_size, stat.st_mtime_ns)
+
+
+def no_rows(files: list[FileInfo]) -> ValueError:
+    more = f", nor in {len(files) - 1} more files" if files[1:] else ""
+    return ValueError(f"{files[0].path}: no rows{more}")

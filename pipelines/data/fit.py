@@ -89,14 +89,13 @@ class Fitter:
     def _ids_transform(self, name: str) -> IdsTransform:
         feature = self._config.features[name]
         assert not isinstance(feature, NumericConfig)
-        sequence = isinstance(feature, SequenceConfig)
         return IdsTransform(
             column=self._columns[name],
             table=self._config.table_of(name),
-            many=sequence or feature.max_len > 1,
+            many=isinstance(feature, SequenceConfig) or feature.max_len > 1,
             max_len=feature.max_len,
             separator=feature.separator,
-            keep=feature.keep if sequence else "first",
+            keep=feature.keep if isinstance(feature, SequenceConfig) else "first",
         )
 
     def _kind(self, table: str) -> Kind:

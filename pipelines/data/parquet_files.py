@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config_errors import nearest
-from .files import FileInfo
+from .files import FileInfo, no_rows
 from .values import Place, cast, is_text
 
 _PROBE_ROWS = 1024
@@ -61,8 +61,7 @@ class ParquetFiles:
                 types[name] = unified
             num_rows.append(file.metadata.num_rows)
         if not sum(num_rows):
-            more = f" (nor in {len(files) - 1} more files)" if files[1:] else ""
-            raise ValueError(f"{files[0].path}: no rows{more}")
+            raise no_rows(files)
         coded = [n for n in columns if n in dictionary_columns and is_text(types[n])]
         fields = [pa.field(n, pa.dictionary(pa.int32(), pa.string()) if n in coded else types[n]) for n in columns]
         return cls(files, pa.schema(fields), num_rows, memory_budget_bytes, coded)

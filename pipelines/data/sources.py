@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ..config import RunConfig
 from ..config_data import BucketIds, NumericConfig
-from .files import FileInfo, find_files
+from .files import FileInfo, find_files, no_rows
 from .parquet_files import ParquetFiles
 from .text_files import TextFiles
 
@@ -106,9 +106,7 @@ class Source:
                 first_row += batch.num_rows
                 global_row += batch.num_rows
         if global_row == 0:
-            raise ValueError(
-                f"{self.files[0].path}: no rows" + (f" (nor in {len(self.files) - 1} more files)" if self.files[1:] else "")
-            )
+            raise no_rows(self.files)
 
 
 def wanted_columns(config: RunConfig) -> list[str]:

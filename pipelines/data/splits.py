@@ -94,10 +94,7 @@ def _at_or_after(column: pa.Array, start: str | int | float, key: str, place: Pl
     alike = pc.match_substring_regex(text, shape)
     if not pc.all(alike).as_py():
         index = first_failure(alike, lambda part: pc.all(part).as_py())
-        raise place.error(
-            index,
-            f"{shown(text[index])} is not written like data.split.{key} {start!r}, so text order is not time order; write both alike",
-        )
+        raise place.error(index, f"{shown(text[index])} is not written like data.split.{key} {start!r}; text is compared as text")
     return pc.greater_equal(text, start).to_numpy(zero_copy_only=False)
 
 

@@ -61,10 +61,14 @@ class RowSample:
     _values: list[np.ndarray] = field(default_factory=list)
     _priorities: list[np.ndarray] = field(default_factory=list)
     _held: int = 0
+    _highest: np.uint64 = np.uint64(2**64 - 1)
 
     def update(self, x: np.ndarray) -> None:
         priorities = hash_integers(np.arange(self.seen, self.seen + len(x)), _SAMPLE_SEED)
         self.seen += len(x)
+        if self.seen > self.size:
+            low = priorities <= self._highest
+            x, priorities = x[low], priorities[low]
         self._values.append(x)
         self._priorities.append(priorities)
         self._held += len(x)
@@ -76,6 +80,7 @@ class RowSample:
         if len(values) > self.size:
             kept = np.argpartition(priorities, self.size - 1)[: self.size]
             values, priorities = values[kept], priorities[kept]
+            self._highest = priorities.max()
         self._values, self._priorities, self._held = [values], [priorities], len(values)
 
     @property
@@ -83,7 +88,7 @@ class RowSample:
         return self.seen <= self.size
 
     def quantiles(self, levels: np.ndarray, *, repeated: tuple[float, int] | None = None) -> np.ndarray:
-        """Quantiles at `levels`, linear between order statistics (numpy's default), of the rows and of `repeated` (value, copies)."""
+        """Quantiles at `levels`, linear between order statistics, of the rows and of `repeated` (value, copies)."""
         self._shrink()
         values = np.sort(self._values[0])
         value, copies = repeated or (0.0, 0)

@@ -147,8 +147,9 @@ def _first_fields(path: str, separator: str) -> list[str]:
         raise ValueError(
             f"{path}: the first line is not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8"
         ) from None
-    quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
-    return next(csv.reader([text], delimiter=separator, quoting=quoting))
+    if separator == ",":
+        return next(csv.reader([text]))
+    return text.split(separator)
 
 
 def _other_separator(line: str, separator: str) -> str:
