@@ -97,7 +97,7 @@ class Loader:
             raise ValueError('pad=True keeps every row and last_batch="drop" leaves some out; choose one')
         assert 0 <= rank < world_size, (rank, world_size)
         self._split = cache.split(split)
-        self._schema = cache.schema
+        self.schema = cache.schema
         self._build = BatchBuilder(cache.schema)
         self._rank, self._world_size = rank, world_size
         self._batch_size, self._pad = batch_size, pad

@@ -157,8 +157,7 @@ class ShardWriter:
         self._on_finished = on_finished
         self._open: _OpenShard | None = None
         keep = {shard.folder.name for shard in finished}
-        folder.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.iterdir():
+        for left_over in folder.iterdir() if folder.exists() else ():
             if left_over.name not in keep:
                 shutil.rmtree(left_over)
 

@@ -1,0 +1,64 @@
+"""What the rows of a cache depend on, and how to tell what has changed."""
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from torchrec_models.pipelines.config import RunConfig
+
+from .files import find_files
+from .shards import FORMAT_VERSION, checksum_of_json
+
+_NO_INFLUENCE = {"cache", "memory_budget_mib"}
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """The settings that the cached rows and their schema depend on, as JSON data."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "data": config.data.model_dump(mode="json", exclude=_NO_INFLUENCE),
+        "features": {name: feature.model_dump(mode="json") for name, feature in config.features.items()},
+        "feature_order": list(config.features),
+        "tables": {name: table.model_dump(mode="json") for name, table in config.table_configs().items()},
+        "labels": {name: label.model_dump(mode="json") for name, label in config.labels.items()},
+        "candidate_id": config.retrieval.candidate_id if config.retrieval else "",
+    }
+
+
+def files_of(config: RunConfig) -> dict[str, Any]:
+    """Path, size and modification time of the source files of each split, as JSON data.
+
+    Raises:
+        ValueError: if a path of the config leads to no file.
+    """
+    out = {}
+    for split in ("train", "valid", "test"):
+        if paths := getattr(config.data, split):
+            files, _ = find_files(paths, config.data.format)
+            out[split] = {str(file.path): {"size_bytes": file.size_bytes, "mtime_ns": file.mtime_ns} for file in files}
+    return out
+
+
+def fingerprint_of(inputs: Mapping[str, Any]) -> str:
+    """32 hex digits."""
+    return checksum_of_json(inputs)
+
+
+def versions() -> dict[str, str]:
+    """Of the packages whose behaviour the rows depend on."""
+    return {name: version(name) for name in ("torchrec-models", "numpy", "pyarrow")}
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """One line per place in which two JSON values differ: dotted path, old value, new value."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(k for k in new if k not in old)]:
+            below = f"{path}.{key}" if path else str(key)
+            if key not in new:
+                yield f"{below}: no longer given"
+            elif key not in old:
+                yield f"{below}: new"
+            else:
+                yield from differences(old[key], new[key], below)
+    elif old != new:
+        yield f"{path}: was {old!r}, now {new!r}"

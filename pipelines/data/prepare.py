@@ -1,0 +1,239 @@
+"""`trm prepare`: raw files become a cache of shards. Streams, and can be killed and started again at any moment.
+
+Pass 1 (as often as the transforms need it) fits on the training rows; the last pass encodes every row and writes shards. The work
+goes on in `<cache>.partial-<fingerprint>/`:
+
+    lock             held while a process works here
+    journal.jsonl    the steps that are done, with checksums
+    cache/           becomes `<cache>` by one rename, after its manifest is on the disk
+"""
+
+import fcntl
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from torchrec_models.pipelines.config import DataConfig, RunConfig
+
+from .fingerprint import differences, files_of, fingerprint_of, settings_of, versions
+from .fit import Fitter
+from .journal import Journal
+from .row_writer import SPLITS, RowWriter, pick
+from .shard_writer import fsync, write_manifest
+from .shards import MANIFEST, Cache, FileEntry, read_manifest
+from .sources import Source, SourceBatch, open_source
+from .splits import Splitter
+from .targets import side_columns
+from .transforms import Transforms
+
+_MOST_DIFFERENCES = 8
+
+
+def prepare(config: RunConfig, *, progress: bool = True, force: bool = False) -> Cache:
+    """Makes the cache at `config.data.cache`, or returns the finished one that is there.
+
+    A finished cache of the same settings and source files is reused. An interrupted one is completed: finished shards are
+    kept and give, byte for byte, what an uninterrupted run gives. Memory is bounded by `data.memory_budget_mib`, not by the data.
+
+    Args:
+        progress: progress bars and messages on stderr.
+        force: replace a cache made with other settings or of other files, or an altered one.
+
+    Raises:
+        ValueError: for data that does not fit the config (file, column and row are named); for a cache of other settings
+            (saying which); for a split that was asked for and got no row; if another process prepares the same cache.
+        OSError: with the path, where the disk refuses; start again when there is room, and finished shards are kept.
+    """
+    folder = Path(config.data.cache)
+    side_columns(config.data)
+    inputs = {"settings": settings_of(config), "files": files_of(config)}
+    finished = None if force else _finished(folder, inputs)
+    partial = folder.with_name(f"{folder.name}.partial-{fingerprint_of(inputs)[:12]}")
+    if finished is None:
+        _check_replaceable(folder)
+        with _locked(partial):
+            finished = None if force else _finished(folder, inputs)  # a process that we waited for may have made it
+            if finished is None:
+                try:
+                    _build(partial, config, inputs, progress=progress)
+                except ValueError:  # the same files and settings would fail again: nothing here is worth keeping
+                    shutil.rmtree(partial / "cache", ignore_errors=True)
+                    raise
+                _publish(partial / "cache", folder)
+    else:
+        _say(
+            progress,
+            f"{folder} is up to date: reused ({', '.join(f'{n}: {s.num_rows:,}' for n, s in finished.splits.items())} rows)",
+        )
+    shutil.rmtree(partial, ignore_errors=True)
+    for other in folder.parent.glob(f"{folder.name}.partial-*"):
+        _say(progress, f"{other} is left over from an interrupted run with other settings; delete it if you don't need it")
+    return finished or Cache.open(folder)
+
+
+def _say(progress: bool, text: str) -> None:
+    if progress:
+        print(text, file=sys.stderr)
+
+
+def open_prepared(config: RunConfig) -> Cache:
+    """The finished cache of a config, for those who do not want to make one (training, evaluation).
+
+    Settings must be those of the cache; source files must be as they were, unless they are no longer there (a cache can be
+    used where its sources are not).
+
+    Raises:
+        ValueError: if there is no finished cache, or one of other settings or of files that have changed since.
+    """
+    folder = Path(config.data.cache)
+    inputs: dict[str, Any] = {"settings": settings_of(config)}
+    try:
+        inputs["files"] = files_of(config)
+    except ValueError as error:
+        warnings.warn(f"{folder} is used as it is, for its sources cannot be compared: {error}", stacklevel=2)
+    cache = _finished(folder, inputs)
+    if cache is None:
+        raise ValueError(f"no cache at {folder}; run `trm prepare CONFIG` first")
+    return cache
+
+
+def _finished(folder: Path, inputs: dict[str, Any]) -> Cache | None:
+    """The cache at `folder` if there is one of these inputs; None if there is none."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    old = read_manifest(folder)["inputs"]
+    changes = [line for part in inputs for line in differences(old.get(part), inputs[part], "" if part == "settings" else part)]
+    if changes:
+        listed = "\n".join(f"  {line}" for line in changes[:_MOST_DIFFERENCES])
+        more = f"\n  and {len(changes) - _MOST_DIFFERENCES} more" if len(changes) > _MOST_DIFFERENCES else ""
+        raise ValueError(
+            f"{folder} was prepared with other settings or from other files:\n{listed}{more}\n"
+            "Run `trm prepare CONFIG --force` to replace it, or give data.cache another folder"
+        )
+    return Cache.open(folder)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises ValueError for a folder that holds something else than a cache: it would be lost."""
+    if folder.exists() and not (folder.is_dir() and ((folder / MANIFEST).exists() or not any(folder.iterdir()))):
+        raise ValueError(f"data.cache: {folder} exists and is not a cache; give another folder, or remove it yourself")
+
+
+@contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    partial.mkdir(parents=True, exist_ok=True)
+    with (partial / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is preparing this cache (in {partial}); wait for it, or stop it") from None
+        yield
+
+
+def _publish(complete: Path, folder: Path) -> None:
+    old = folder.with_name(f"{folder.name}.old")
+    if folder.exists():
+        _check_replaceable(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    complete.rename(folder)
+    fsync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, progress: bool) -> None:
+    """Makes `partial/cache` complete, from whatever an earlier run left there."""
+    sources = {split: open_source(config, paths) for split in SPLITS if (paths := getattr(config.data, split))}
+    fingerprint = fingerprint_of(inputs)
+    journal = Journal(partial / "journal.jsonl", {"fingerprint": fingerprint, "versions": versions()})
+    work = partial / "cache"
+    folder = work / "transforms"
+    if not journal.fitted(folder):
+        shutil.rmtree(work, ignore_errors=True)
+        fitted = _fit(config, sources["train"], progress=progress)
+        folder.mkdir(parents=True)
+        fitted.save(folder)
+        entries = {}
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            fsync(path)
+            entries[str(path.relative_to(folder))] = vars(FileEntry.of(path))
+        journal.add({"fitted": entries})
+    transforms = Transforms.load(folder)
+    writer = RowWriter(work, journal, config, transforms, sources["train"].arrow_schema)
+    _write(writer, config, sources, progress=progress)
+    asked = [split for split in SPLITS if _is_asked_for(config.data, split)]
+    for split in asked:
+        if not writer.num_rows[split]:
+            raise ValueError(_no_rows(config.data, split, writer.num_rows))
+    write_manifest(
+        work,
+        schema=transforms.schema,
+        shards={split: writer.shards[split] for split in asked},
+        fingerprint=fingerprint,
+        inputs=inputs,
+        versions=versions(),
+    )
+
+
+def _is_asked_for(data: DataConfig, split: str) -> bool:
+    if split == "train" or data.split is None:
+        return bool(getattr(data, split))
+    if data.split.by == "time":
+        return split == "valid" or data.split.test_from is not None
+    return bool(getattr(data.split, split))
+
+
+def _no_rows(data: DataConfig, split: str, num_rows: dict[str, int]) -> str:
+    if data.split is None or (split == "train" and not sum(num_rows.values())):
+        return f"split {split!r}: the files of data.{split} hold no row: {', '.join(getattr(data, split))}"
+    got = ", ".join(f"{name}: {count}" for name, count in num_rows.items())
+    setting = {"time": f"{split}_from", "column": f"{split} (a list of values)"}.get(data.split.by, split)
+    return f"split {split!r} got no row of data.train (rows: {got}); check data.split.{setting}, by: {data.split.by}"
+
+
+def _batches(config: RunConfig, split: str, source: Source, bar: tqdm) -> Iterator[tuple[SourceBatch, np.ndarray]]:
+    """Batches of a source, and [N] the split (index in SPLITS) of each row."""
+    splitter = Splitter(config.data.split) if split == "train" else None
+    for batch in source.batches():
+        all_alike = np.full(batch.batch.num_rows, SPLITS.index(split), np.int8)
+        yield batch, all_alike if splitter is None else splitter.assign(batch)
+        bar.update(batch.batch.num_rows)
+
+
+def _bar(text: str, num_rows: int | None, *, progress: bool) -> tqdm:
+    return tqdm(desc=text, total=num_rows, unit=" rows", unit_scale=True, disable=not progress, leave=progress)
+
+
+def _fit(config: RunConfig, source: Source, *, progress: bool) -> Transforms:
+    fitter = Fitter(config, source.arrow_schema)
+    for number in range(fitter.num_passes):
+        seen = 0
+        with _bar(f"fit {number + 1}/{fitter.num_passes}", source.num_rows, progress=progress) as bar:
+            for batch, codes in _batches(config, "train", source, bar):
+                index = np.flatnonzero(codes == 0)
+                seen += len(index)
+                picked, rows = pick(batch, index)
+                fitter.update(picked, where=str(batch.path), first_row=batch.first_row, rows=rows)
+        if not seen:
+            raise ValueError(_no_rows(config.data, "train", {"train": 0}))
+        fitter.end_pass()
+    return fitter.finish()
+
+
+def _write(writer: RowWriter, config: RunConfig, sources: dict[str, Source], *, progress: bool) -> None:
+    if any(writer.num_rows.values()):
+        kept = ", ".join(f"{split}: {num_rows:,}" for split, num_rows in writer.num_rows.items())
+        _say(progress, f"going on where an interrupted run stopped; rows kept: {kept}")
+    for split, source in sources.items():
+        with _bar(f"write {split if config.data.split is None else 'splits'}", source.num_rows, progress=progress) as bar:
+            for batch, codes in _batches(config, split, source, bar):
+                writer.add(batch, codes)
+        for done in SPLITS if config.data.split else (split,):
+            writer.close(done)

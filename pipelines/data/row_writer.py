@@ -1,0 +1,106 @@
+"""The last pass of `prepare`: raw rows are encoded and spread over the shards of their splits."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from torchrec_models.pipelines.config import RunConfig
+
+from .journal import Journal
+from .rows import Rows
+from .shard_writer import ShardWriter
+from .shards import Shard
+from .sources import SourceBatch
+from .targets import read_side_columns, read_targets, side_columns, side_schema
+from .transforms import Transforms
+
+SPLITS = ("train", "valid", "test")  # in the order of the codes that Splitter assigns
+
+
+def pick(batch: SourceBatch, index: np.ndarray) -> tuple[pa.RecordBatch, np.ndarray | None]:
+    """The rows at `index` (growing), and their 0-based numbers in the file where they are not simply all rows."""
+    if len(index) == batch.batch.num_rows:
+        return batch.batch, None
+    return batch.batch.take(pa.array(index)), batch.first_row + index
+
+
+class RowWriter:
+    """Writes all splits side by side.
+
+    It must be given every row in the order of the first run; rows that finished shards hold already are not encoded again.
+
+    Args:
+        folder: where the splits' folders are or will be.
+        journal: says which shards are finished, and is told of each new one.
+        raw_schema: of the training files; types of side columns are taken from it.
+    """
+
+    def __init__(self, folder: Path, journal: Journal, config: RunConfig, transforms: Transforms, raw_schema: pa.Schema) -> None:
+        self._config = config
+        self._transforms = transforms
+        self._side_columns = side_columns(config.data)
+        self._side_schema = side_schema(self._side_columns, raw_schema)
+
+        def writer(split: str) -> ShardWriter:
+            def record(shard: Shard) -> None:
+                journal.add({"split": split, "name": shard.folder.name, "shard": shard.to_json()})
+
+            return ShardWriter(
+                folder / split,
+                transforms.schema,
+                self._side_schema,
+                rows_per_shard=config.data.rows_per_shard,
+                finished=journal.finished_shards(split, folder / split),
+                on_finished=record,
+            )
+
+        self._writers = [writer(split) for split in SPLITS]
+        self._num_kept = [writer.num_rows for writer in self._writers]
+        self._num_seen = [0] * len(SPLITS)
+
+    @property
+    def num_rows(self) -> dict[str, int]:
+        """Split -> rows written, by this run and before it."""
+        return {split: writer.num_rows for split, writer in zip(SPLITS, self._writers)}
+
+    @property
+    def shards(self) -> dict[str, list[Shard]]:
+        return {split: writer.shards for split, writer in zip(SPLITS, self._writers)}
+
+    def add(self, batch: SourceBatch, codes: np.ndarray) -> None:
+        """Encodes and writes the rows of a batch; `codes` [N] says the split of each as an index in SPLITS.
+
+        Raises:
+            ValueError: for values that the transforms, labels, weights or side columns cannot take (file, column, row).
+            OSError: with the path, if the disk refuses.
+        """
+        needed = np.ones(len(codes), bool)
+        for code in range(len(SPLITS)):
+            of_split = np.flatnonzero(codes == code)
+            needed[of_split[: max(0, self._num_kept[code] - self._num_seen[code])]] = False
+            self._num_seen[code] += len(of_split)
+        index = np.flatnonzero(needed)
+        if not len(index):
+            return
+        rows, side = self._encode(batch, index)
+        codes = codes[index]
+        for code, writer in enumerate(self._writers):
+            of_split = np.flatnonzero(codes == code)
+            if len(of_split) == len(codes):
+                writer.append(rows, side)
+            elif len(of_split):
+                writer.append(rows.take(torch.from_numpy(of_split)), side.take(pa.array(of_split)))
+
+    def _encode(self, batch: SourceBatch, index: np.ndarray) -> tuple[Rows, pa.Table]:
+        raw, numbers = pick(batch, index)
+        where, first_row, config = str(batch.path), batch.first_row, self._config
+        labels, weights = read_targets(config.labels, config.data.weight, raw, where=where, first_row=first_row, rows=numbers)
+        encoded = self._transforms.encode(raw, where=where, first_row=first_row, rows=numbers)
+        side = read_side_columns(self._side_columns, self._side_schema, raw, where=where, first_row=first_row, rows=numbers)
+        return Rows.from_encoded(self._transforms.schema, encoded, labels=labels, weights=weights), side
+
+    def close(self, split: str) -> None:
+        """Finishes a split's last shard; no row of it comes after this."""
+        self._writers[SPLITS.index(split)].close()
