@@ -2,20 +2,23 @@
 
 import argparse
 import itertools
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torchrec.distributed.train_pipeline import TrainPipelineBase
 
-from torchrec_models.model import build
 from torchrec_models.pipelines.config import DenseOptimizerConfig, TrainConfig
+from torchrec_models.pipelines.distributed import build_task, processes
 from torchrec_models.pipelines.optim import TrainOptimizer
 
-from .ours_rows import memory_batches, schema_of
+from .ours_rows import memory_batches, run_config, schema_of
 from .step_server import claim_stdout, serve
 from .workloads import batch_rows, frappe
 
 BATCH_SIZE = 4096
+MAX_STEPS = 1_000_000
 
 
 def main() -> None:
@@ -31,41 +34,43 @@ def main() -> None:
     torch.manual_seed(args.seed)
     coded = frappe(args.data, split="train")
     schema = schema_of(coded, dim=10, init_std=1e-4)
-    task = build(schema, "deepfm", {"hidden_units": (400, 400, 400), "batch_norm": True, "dropout": 0.2})
-    config = TrainConfig(
+    train = TrainConfig(
         mode="unfused",
         batch_size=BATCH_SIZE,
+        seed=args.seed,
         dense=DenseOptimizerConfig(optimizer="adam", lr=1e-3),
         embedding_l2=0.05,
         clip_norm=10.0,
         precision=args.precision,
         compile=args.compile,
     )
-    task.train()
-    tables = dict(task.model.embedding.named_parameters())
-    optimizer = TrainOptimizer(task, config, num_steps=1_000_000, tables=tables)
-    batches = itertools.cycle(memory_batches(schema, coded, batch_rows(coded.num_rows, batch_size=BATCH_SIZE, seed=args.seed)))
+    deepfm = {"hidden_units": [400, 400, 400], "batch_norm": True, "dropout": 0.2}
+    numbers = batch_rows(coded.num_rows, batch_size=BATCH_SIZE, seed=args.seed)
+    batches = itertools.cycle(memory_batches(schema, coded, numbers))
+    with tempfile.TemporaryDirectory() as folder, processes() as procs:
+        built = build_task(run_config(schema, deepfm=deepfm, train=train, folder=Path(folder)), schema, procs)
+        optimizer = TrainOptimizer(built.task, train, num_steps=MAX_STEPS, tables=built.embedding_parameters)
+        pipeline = TrainPipelineBase(built.task, optimizer, procs.device)
+        built.task.train()
+        steps = itertools.count()
 
-    def step() -> float:
-        optimizer.zero_grad()
-        loss, _ = task(next(batches))
-        loss.backward()
-        optimizer.step()
-        return loss.item()
+        def step() -> float:
+            optimizer.set_step(next(steps))
+            return pipeline.progress(batches)[0].mean().item()
 
-    serve(
-        step,
-        about={
-            "library": "torchrec-models",
-            "versions": {name: version(name) for name in ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy")},
-            "threads": args.threads,
-            "rows_per_step": BATCH_SIZE,
-            "num_parameters": sum(p.numel() for p in task.parameters()),
-            "precision": args.precision,
-            "compile": args.compile,
-        },
-        answers=answers,
-    )
+        serve(
+            step,
+            about={
+                "library": "torchrec-models",
+                "versions": {name: version(name) for name in ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy")},
+                "threads": args.threads,
+                "rows_per_step": BATCH_SIZE,
+                "num_parameters": sum(p.numel() for p in built.plain.parameters()),
+                "precision": args.precision,
+                "compile": args.compile,
+            },
+            answers=answers,
+        )
 
 
 if __name__ == "__main__":

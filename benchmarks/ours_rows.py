@@ -1,12 +1,14 @@
-"""The benchmark's coded rows in this library's own forms: a schema, its rows, batches, a cache."""
+"""The benchmark's coded rows in this library's own forms: a schema, its rows, batches, a cache, a run's config."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from torchrec_models.batch import Batch
+from torchrec_models.pipelines.config import RunConfig, TrainConfig
 from torchrec_models.pipelines.data.rows import BatchBuilder, Rows
 from torchrec_models.pipelines.data.shard_writer import ShardWriter, write_manifest
 from torchrec_models.pipelines.data.shards import Cache
@@ -49,3 +51,21 @@ def write_cache(folder: Path, schema: Schema, coded: CodedRows) -> Cache:
     writer.close()
     write_manifest(folder, schema=schema, shards={"train": writer.shards}, fingerprint="benchmark", inputs={}, versions={})
     return Cache.open(folder)
+
+
+def run_config(schema: Schema, *, deepfm: dict[str, Any], train: TrainConfig, folder: Path) -> RunConfig:
+    """The run that `trm train` would be given, had the rows been prepared from files."""
+    features = {
+        f.name: {"kind": "categorical", "dim": t.dim, "init_std": t.init_std, "ids": {"by": "identity", "num_rows": t.num_rows}}
+        for f, t in zip(schema.features, schema.tables, strict=True)
+    }
+    return RunConfig.model_validate(
+        {
+            "run": str(folder / "run"),
+            "data": {"train": ["none"], "cache": str(folder / "cache")},
+            "features": features,
+            "labels": {task.name: {} for task in schema.tasks},
+            "model": {"name": "deepfm", **deepfm},
+            "train": train.model_dump(),
+        }
+    )

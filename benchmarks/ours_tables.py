@@ -1,6 +1,7 @@
-"""Our half of benchmarks.large_tables: shards on disk -> Loader -> TrainPipelineSparseDist -> fused row-wise Adagrad.
+"""Our half of benchmarks.large_tables: the trainer's own loader, pipeline and optimizers, one step at a time.
 
-Every step reads its rows from the shards again: the split is not kept in memory.
+A step begins with the loader picking its rows (the reading thread's work counts: it runs on the same cores) and ends with
+updated weights. The trainer keeps a split of this size in memory, and so does the loader here.
 """
 
 import argparse
@@ -11,18 +12,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_models.batch import Batch
-from torchrec_models.model import build
-from torchrec_models.pipelines.config import DenseOptimizerConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
+from torchrec_models.pipelines.config import DenseOptimizerConfig, SparseOptimizerConfig, TrainConfig
 from torchrec_models.pipelines.data.loader import Loader
-from torchrec_models.pipelines.distributed import processes, shard
-from torchrec_models.pipelines.optim import TrainOptimizer, fuse_sparse_optimizer
+from torchrec_models.pipelines.distributed import processes
+from torchrec_models.pipelines.train import Trainer
 
-from .ours_rows import schema_of, write_cache
+from .ours_rows import run_config, schema_of, write_cache
 from .step_server import claim_stdout, serve
 from .workloads import zipf_rows
+
+MAX_STEPS = 1_000_000
 
 
 def endless(loader: Loader) -> Iterator[Batch]:
@@ -53,36 +54,36 @@ def main() -> None:
         seed=args.seed,
     )
     schema = schema_of(coded, dim=args.dim, init_std=1e-4)
-    config = TrainConfig(
+    train = TrainConfig(
         batch_size=args.batch_size,
+        seed=args.seed,
+        last_batch="drop",
+        steps=MAX_STEPS,
         dense=DenseOptimizerConfig(optimizer="adam", lr=1e-3),
         sparse=SparseOptimizerConfig(optimizer="rowwise_adagrad"),
         clip_norm=10.0,
     )
     with tempfile.TemporaryDirectory() as folder, processes() as procs:
         cache = write_cache(Path(folder) / "cache", schema, coded)
-        loader = Loader(
-            cache, "train", batch_size=args.batch_size, shuffle=True, seed=args.seed, last_batch="drop", memory_limit_bytes=0
-        )
-        task = build(schema, "deepfm", {"hidden_units": args.hidden}, device=procs.device, table_device="meta", width_multiple=4)
-        embedding = task.model.embedding
-        num_parameters = sum(t.num_rows * t.dim for t in embedding.tables) + sum(p.numel() for p in task.model.net.parameters())
-        fuse_sparse_optimizer(embedding.parameters(), config.sparse, device=procs.device)
-        model = shard(
-            task, embedding.tables, config=ShardingConfig(), procs=procs, rows_per_process=args.batch_size, seed=args.seed
-        )
-        optimizer = TrainOptimizer(model, config, num_steps=1_000_000)
-        pipeline = TrainPipelineSparseDist(model, optimizer, procs.device, execute_all_batches=True)
-        batches = endless(loader)
-        model.train()
+        config = run_config(schema, deepfm={"hidden_units": args.hidden}, train=train, folder=Path(folder))
+        trainer = Trainer(config, cache, procs, show=False)
+        trainer.built.task.train()
+        batches = endless(trainer.loader)
+        steps = itertools.count()
+
+        def step() -> float:
+            trainer.optimizer.set_step(next(steps))
+            return trainer.pipeline.progress(batches)[0].mean().item()
+
+        embedding, net = trainer.built.plain.model.embedding, trainer.built.plain.model.net
         serve(
-            lambda: pipeline.progress(batches)[0].mean().item(),
+            step,
             about={
                 "library": "torchrec-models",
                 "versions": {name: version(name) for name in ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy")},
                 "threads": args.threads,
                 "rows_per_step": args.batch_size,
-                "num_parameters": num_parameters,
+                "num_parameters": sum(t.num_rows * t.dim for t in embedding.tables) + sum(p.numel() for p in net.parameters()),
                 "optimizer": "row-wise Adagrad fused into backward, Adam for the dense part",
             },
             answers=answers,
