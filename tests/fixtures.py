@@ -118,9 +118,7 @@ def make_batch(schema: Schema, num_rows: int, *, seed: int = 0) -> Batch:
     return as_batch(schema, make_rows(schema, num_rows, seed=seed))
 
 
-def make_inputs(
-    spec: InputSpec, num_rows: int, *, first_order: bool, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> Inputs:
+def make_inputs(spec: InputSpec, num_rows: int, *, first_order: bool, seed: int = 0, dtype: torch.dtype = torch.float32) -> Inputs:
     """What a net of this spec is called with: normal numbers, sequences of 0 .. max_len vectors, zero where padded."""
     random = torch.Generator().manual_seed(seed)
 

@@ -1,7 +1,7 @@
 """What flows from the loader to the model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ class Batch(Pipelineable):
         sparse: ids to pool; keys are `schema.pooled`, in that order, always (TorchRec freezes the order of the first batch).
         sequence: ids to look up one by one; keys are `schema.jagged`, in that order.
         labels: [B, T] float32.
-        weights: [B, T] float32; 0 takes the row out of the loss and of the metrics.
+        weights: [B, max(T, 1)] float32 (without tasks: one column, the weight of the pair); 0 takes the row out of the loss
+            and of the metrics.
         row_id: [B] int64, the row's position in its split; -1 marks a padding row.
     """
 
@@ -30,14 +31,7 @@ class Batch(Pipelineable):
     row_id: Tensor
 
     def _map(self, function: Callable) -> "Batch":
-        return Batch(
-            dense=function(self.dense),
-            sparse=function(self.sparse),
-            sequence=function(self.sequence),
-            labels=function(self.labels),
-            weights=function(self.weights),
-            row_id=function(self.row_id),
-        )
+        return Batch(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
@@ -46,8 +40,8 @@ class Batch(Pipelineable):
         return self._map(lambda x: x.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
-        for part in (self.dense, self.sparse, self.sequence, self.labels, self.weights, self.row_id):
-            part.record_stream(stream)
+        for f in fields(self):
+            getattr(self, f.name).record_stream(stream)
 
     @property
     def num_rows(self) -> int:

@@ -80,6 +80,13 @@ class Task:
     positive_weight: float = 1.0
     loss_weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.positive_weight <= 0 or self.loss_weight <= 0:
+            given = f"positive_weight={self.positive_weight}, loss_weight={self.loss_weight}"
+            raise ValueError(f"task {self.name!r}: weights must be > 0, got {given}")
+        if self.kind == "regression" and self.positive_weight != 1:
+            raise ValueError(f"task {self.name!r} is a regression, which has no positive rows to weigh; leave out positive_weight")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:

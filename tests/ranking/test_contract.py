@@ -289,5 +289,7 @@ def test_net_alone_permutes_and_trains_in_float64(case):
 
 
 def test_nets_do_not_import_torchrec():
-    code = "import sys; sys.modules['torchrec'] = None; import torchrec_models.ranking, torchrec_models.towers, torchrec_models.losses"
+    code = (
+        "import sys; sys.modules['torchrec'] = None; import torchrec_models.ranking, torchrec_models.towers, torchrec_models.losses"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

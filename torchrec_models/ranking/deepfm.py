@@ -8,7 +8,8 @@ from torch import Tensor
 
 from torchrec_models.layers.fields import FieldStack
 from torchrec_models.layers.interaction import FactorizationMachine
-from torchrec_models.layers.mlp import MLP, Linear
+from torchrec_models.layers.linear import Linear
+from torchrec_models.layers.mlp import MLP
 from torchrec_models.net import Inputs, InputSpec, Net, NetConfig
 
 
