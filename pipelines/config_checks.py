@@ -85,6 +85,8 @@ def _split_problems(config: "RunConfig", at: At) -> Iterator[str]:
     data, split = config.data, config.data.split
     if split and (data.valid or data.test):
         yield "data.split: given together with data.valid or data.test; keep the split or the files"
+    if config.data.extra_fields == "ignore" and not config.data.column_names:
+        yield "data.extra_fields: has no effect without data.column_names (a header names every field)"
     if split and split.by in ("random", "hash") and split.valid + split.test >= 1:
         yield f"data.split: valid {split.valid} and test {split.test} leave nothing to train on"
     if split and split.by == "time" and split.test_from is not None:
@@ -99,7 +101,9 @@ def _split_problems(config: "RunConfig", at: At) -> Iterator[str]:
             if both:
                 yield f"data.split.{other}: {', '.join(map(short, both))} also stands in {one}; a row can be in one split only"
     if data.format == "parquet":
-        yield from _unused(data, "data", ("column_names", "null_values"), "with format: parquet")
+        yield from _unused(data, "data", ("column_names", "null_values", "extra_fields"), "with format: parquet")
+    elif not data.column_names:
+        yield from _unused(data, "data", ("extra_fields",), "without column_names")
     if len(set(data.column_names)) < len(data.column_names):
         twice = sorted({n for n in data.column_names if data.column_names.count(n) > 1})
         yield f"data.column_names: {', '.join(twice)} given more than once"
@@ -127,7 +131,7 @@ def _table_problems(config: "RunConfig", at: At) -> Iterator[str]:
             yield from _unused(feature, here, ("separator", "pooling"), "with max_len: 1, one id per row")
     for name in config.tables:
         if name not in used:
-            yield f"{at('tables', name)}: no feature reads it, so it would never be trained{nearest(name, used)}"
+            yield f"{at('tables', name)}: no feature reads it, so it would never be trained{nearest(name, sorted(used))}"
     for name, table_config in config.table_configs().items():
         section = "tables" if name in config.tables else "features"
         here, ids = at(section, name), table_config.ids

@@ -257,6 +257,8 @@ def _describe(root: type[BaseModel], errors: list[dict[str, Any]], prefix: str, 
 def _expected(error: dict[str, Any]) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
+    if error["type"] == "too_short" and error["ctx"]["field_type"] == "Dictionary":
+        return "a section that is not empty"
     limits = {k: f"{v:g}" if isinstance(v, float) else v for k, v in error.get("ctx", {}).items()}
     return _EXPECTED.get(error["type"], error["msg"]).format(**limits)
 
@@ -271,8 +273,9 @@ def _hint(types: set[str], given: Any, end: Any) -> str:
         return "; leave the quotes out"
     if types & {"list_type", "tuple_type"} and isinstance(given, str | int | float):
         return f"; write [{given}]"
-    if "model_attributes_type" in types and isinstance(given, str):
-        kinds = [_kind_key(arm) for arm in _alternatives(end)]
+    arms = _alternatives(end)
+    if "dict_type" in types and isinstance(given, str) and all(map(_is_section, arms)):
+        kinds = [_kind_key(arm) for arm in arms]
         near = nearest_name(given, [value for _, value in kinds])
         return f"; write {{{kinds[0][0]}: {near}}}" if near else ""
     return ""

@@ -38,8 +38,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _int)
 
 def read_yaml(text: str, problems: list[str]) -> Any:
     """The text as dicts (keys are text, always), lists and scalars; appends what is wrong to `problems`."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         return None if node is None else _plain(loader, node, "", problems)
     except yaml.MarkedYAMLError as error:
@@ -47,9 +47,7 @@ def read_yaml(text: str, problems: list[str]) -> Any:
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problems.append(f"not YAML{place}: {' '.join(filter(None, (error.context, error.problem)))}")
     except yaml.YAMLError as error:
-        problems.append(f"not YAML: {error}")
-    finally:
-        loader.dispose()
+        problems.append(f"not YAML: {str(error).splitlines()[0]}")
     return None
 
 
