@@ -3,36 +3,33 @@
 Shapes: B batch, C channels (the width of a layer).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "leaky_relu": nn.LeakyReLU,
-    "identity": nn.Identity,
+from .dropout import MAX_DROPOUT, dropout, relu_dropout_
+from .linear import Linear
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "leaky_relu": functional.leaky_relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda x: x,
 }
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` that starts with Xavier-normal weights and zero biases, as every Linear of FuxiCTR does (reczoo/FuxiCTR,
-    `fuxictr/pytorch/models/rank_model.py`), with which the BARS tables were made."""
-
-    def reset_parameters(self) -> None:
-        nn.init.xavier_normal_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
 
 class MLP(nn.Module):
     """Blocks of Linear -> BatchNorm -> activation -> Dropout, then an optional Linear output layer.
 
-    The block order is that of FuxiCTR's `MLP_Block` (reczoo/FuxiCTR, `fuxictr/pytorch/layers/blocks/mlp_block.py`).
+    The block order and the initialisation (Xavier-normal weights, zero biases) are those of FuxiCTR's `MLP_Block`
+    (reczoo/FuxiCTR, `fuxictr/pytorch/layers/blocks/mlp_block.py`), with which the BARS tables were made. Masks: see
+    `dropout.py`.
 
     Args:
         in_width: width of the input.
@@ -42,10 +39,11 @@ class MLP(nn.Module):
         dropout: probability of zeroing an activation, one for all blocks or one per block; default 0.
         out_width: width of a last Linear without norm, activation or dropout; None (default): there is none.
 
-    Shapes: `[B, in_width]` -> `[B, self.out_width]`.
+    Shapes: `[B, in_width]` -> `[B, self.out_width]`; without batch_norm any leading axes, `[..., in_width]`.
 
     Raises:
-        ValueError: a width below 1, an unknown activation, a dropout outside [0, 1) or not one per block.
+        ValueError: a width below 1, an unknown activation, a dropout outside [0, MAX_DROPOUT] or not one per block;
+            in training with batch_norm, a batch of one row.
     """
 
     def __init__(
@@ -68,17 +66,25 @@ class MLP(nn.Module):
         rates = [dropout] * len(hidden_units) if isinstance(dropout, int | float) else list(dropout)
         if len(rates) != len(hidden_units):
             raise ValueError(f"dropout has {len(rates)} values for {len(hidden_units)} hidden_units; give one or one per block")
-        if not all(0 <= rate < 1 for rate in rates):
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        if not all(0 <= rate <= MAX_DROPOUT for rate in rates):
+            raise ValueError(f"dropout must lie in [0, {MAX_DROPOUT}], got {dropout}")
+        self.in_width = in_width
         self.out_width = widths[-1] if out_width is None else out_width
+        self.activation = activation
+        self.dropout = tuple(rates)
         self.linears = nn.ModuleList(Linear(i, o) for i, o in pairwise(widths))
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width) if batch_norm else nn.Identity() for width in widths[1:])
-        self.activation = ACTIVATIONS[activation]()
-        self.dropouts = nn.ModuleList(nn.Dropout(rate) for rate in rates)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) if batch_norm else nn.Identity() for width in hidden_units)
         self.out = nn.Identity() if out_width is None else Linear(widths[-1], out_width)
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}, dropout={self.dropout}"
 
     def forward(self, x_BC: Tensor) -> Tensor:
         """`[B, in_width]` -> `[B, out_width]`."""
-        for linear, norm, dropout in zip(self.linears, self.norms, self.dropouts):
-            x_BC = dropout(self.activation(norm(linear(x_BC))))
+        for linear, norm, rate in zip(self.linears, self.norms, self.dropout):
+            x_BC = norm(linear(x_BC))
+            if self.activation == "relu":
+                x_BC = relu_dropout_(x_BC, rate, training=self.training)
+            else:
+                x_BC = dropout(ACTIVATIONS[self.activation](x_BC), rate, training=self.training)
         return self.out(x_BC)
