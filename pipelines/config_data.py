@@ -72,6 +72,10 @@ class DataConfig(Section):
     test: Paths = []
     format: Literal["auto", "parquet", "csv", "tsv"] = "auto"
     column_names: list[str] = Field([], description="names for text files without a header line")
+    extra_fields: Literal["error", "ignore"] = Field(
+        "error",
+        description="what to do with fields behind the last of column_names; a file's lines must have equally many all the same",
+    )
     null_values: list[str] = Field([""], description="text that means missing, in text files")
     split: SplitConfig | None = Field(None, description="how to cut `train` where valid/test are not files of their own")
     cache: str = Field(description="folder for the prepared shards")

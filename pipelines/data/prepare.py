@@ -64,7 +64,7 @@ def prepare(config: RunConfig, *, progress: bool = True, force: bool = False) ->
                 try:
                     _build(partial, config, inputs, progress=progress)
                 except ValueError:  # the same files and settings would fail again: nothing here is worth keeping
-                    shutil.rmtree(partial / "cache", ignore_errors=True)
+                    shutil.rmtree(partial, ignore_errors=True)
                     raise
                 _publish(partial / "cache", folder)
     else:

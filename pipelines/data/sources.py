@@ -54,6 +54,7 @@ class Source:
         null_values: list[str],
         columns: list[str],
         memory_budget_bytes: int,
+        extra_fields: Literal["error", "ignore"] = "error",
         text_types: Mapping[str, pa.DataType] | None = None,
         dictionary_columns: Collection[str] = (),
     ) -> "Source":
@@ -66,6 +67,7 @@ class Source:
             null_values: text that means missing, in text files.
             columns: the columns to read.
             memory_budget_bytes: for decoded rows; batches are sized to take about a sixteenth.
+            extra_fields: of text files whose lines go on behind the last of `column_names`.
             text_types: types of text columns; others are read as text, which no file can contradict.
             dictionary_columns: text columns of Parquet to hand out dictionary-encoded (faster to map to ids).
 
@@ -86,6 +88,7 @@ class Source:
             columns,
             separator="," if found == "csv" else "\t",
             column_names=column_names,
+            extra_fields=extra_fields,
             null_values=null_values,
             types=text_types or {},
             memory_budget_bytes=memory_budget_bytes,
@@ -120,8 +123,8 @@ def wanted_columns(config: RunConfig) -> list[str]:
     return list(dict.fromkeys(columns))
 
 
-def open_source(config: RunConfig, paths: list[str]) -> Source:
-    """`paths` read as the config says, with every column in the type that its use needs.
+def open_source(config: RunConfig, paths: list[str], *, columns: list[str] | None = None) -> Source:
+    """`paths` read as the config says, with every column (or just `columns`) in the type that its use needs.
 
     Text columns that only serve as numbers (numeric features, labels, weight, buckets) come as float64, everything else as text:
     ids keep their leading zeros, and no file's content changes a type.
@@ -132,8 +135,9 @@ def open_source(config: RunConfig, paths: list[str]) -> Source:
         format=data.format,
         column_names=data.column_names,
         null_values=data.null_values,
-        columns=wanted_columns(config),
+        columns=wanted_columns(config) if columns is None else columns,
         memory_budget_bytes=data.memory_budget_mib * 2**20,
+        extra_fields=data.extra_fields,
         text_types=_text_types(config),
         dictionary_columns=_dictionary_columns(config),
     )

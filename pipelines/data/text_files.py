@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -20,12 +21,15 @@ class TextFiles:
     """Wanted columns of delimited text: UTF-8, with one header line or with given names, compressed or not (by suffix).
 
     CSV fields may be quoted with `"`; TSV fields are taken as they stand, as logs write them.
+
+    Attributes:
+        column_names: per file; an empty list where its first line is a header.
     """
 
     files: list[FileInfo]
     schema: pa.Schema
     separator: str
-    column_names: list[str]
+    column_names: list[list[str]]
     null_values: list[str]
     _block_bytes: int
 
@@ -37,20 +41,28 @@ class TextFiles:
         *,
         separator: str,
         column_names: list[str],
+        extra_fields: Literal["error", "ignore"],
         null_values: list[str],
         types: Mapping[str, pa.DataType],
         memory_budget_bytes: int,
     ) -> "TextFiles":
         """Read every first line.
 
+        Args:
+            column_names: for files without a header line; empty: the first line names the columns.
+            extra_fields: whether lines may go on behind the last of `column_names`.
+
         Raises:
             ValueError: naming the file, for a wrong separator, missing columns, and files that are not text.
         """
+        names = []
         for info in files:
             fields = _first_fields(info.path, separator)
             if column_names:
-                _check_named(info.path, fields, column_names, separator)
+                num_extra = max(len(fields) - len(column_names), 0) if extra_fields == "ignore" else 0
+                _check_named(info.path, fields[: len(fields) - num_extra], column_names, separator)
                 check_columns(info.path, column_names, columns)
+                names.append([*column_names, *(f"extra field {i + 1}" for i in range(num_extra))])
             else:
                 if len(fields) == 1 and fields != columns:
                     hint = _other_separator(fields[0], separator)
@@ -58,9 +70,10 @@ class TextFiles:
                         f"{info.path}: one column found when cut at {_SEPARATORS[separator]}: {fields[0][:80]!r}{hint}"
                     )
                 check_columns(info.path, fields, columns)
+                names.append([])
         schema = pa.schema([pa.field(n, types.get(n, pa.string())) for n in columns])
         block_bytes = min(max(memory_budget_bytes // 16, 1 << 16), 1 << 24)
-        return cls(files, schema, separator, column_names, null_values, block_bytes)
+        return cls(files, schema, separator, names, null_values, block_bytes)
 
     def count_rows(self, index: int) -> int:
         """Rows of one file, found by reading it."""
@@ -72,7 +85,7 @@ class TextFiles:
         Raises:
             ValueError: naming file and data row, for lines with too many or few fields and values that do not fit their type.
         """
-        path = self.files[index].path
+        path, names = self.files[index].path, self.column_names[index]
         quoted = self.separator == ","
         bad: list[pacsv.InvalidRow] = []
 
@@ -83,7 +96,7 @@ class TextFiles:
         try:
             reader = pacsv.open_csv(
                 path,
-                pacsv.ReadOptions(use_threads=False, column_names=self.column_names or None, block_size=self._block_bytes),
+                pacsv.ReadOptions(use_threads=False, column_names=names or None, block_size=self._block_bytes),
                 pacsv.ParseOptions(
                     delimiter=self.separator,
                     quote_char='"' if quoted else False,
@@ -100,10 +113,10 @@ class TextFiles:
             )
             yield from (batch for batch in reader if batch.num_rows)
         except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-            raise self._explained(path, error, bad) from None
+            raise self._explained(path, names, error, bad) from None
 
-    def _explained(self, path: str, error: Exception, bad: list[pacsv.InvalidRow]) -> ValueError:
-        header = 0 if self.column_names else 1
+    def _explained(self, path: str, names: list[str], error: Exception, bad: list[pacsv.InvalidRow]) -> ValueError:
+        header = 0 if names else 1
         if bad:
             row = bad[0]
             return ValueError(
@@ -114,7 +127,7 @@ class TextFiles:
         match = re.search(r"In CSV column #(\d+): Row #(\d+): CSV conversion error to (\S+): (.*)", text, re.DOTALL)
         if match:
             column, row_number, type, what = match.groups()
-            names = self.column_names or _first_fields(path, self.separator)
+            names = names or _first_fields(path, self.separator)
             wanted = "a number" if type in ("double", "int64") else "UTF-8 text"
             what = what.replace("invalid value ", "").strip()
             return ValueError(
@@ -166,5 +179,6 @@ def _check_named(path: str, fields: list[str], names: list[str], separator: str)
         raise ValueError(f"{path}: the first line repeats data.column_names: it is a header; leave column_names out")
     if len(fields) != len(names):
         hint = _other_separator(fields[0], separator) if len(fields) == 1 else ""
+        more = "; set data.extra_fields: ignore to read the first ones" if len(fields) > len(names) else ""
         given = f"data row 1 has {len(fields)} fields when cut at {_SEPARATORS[separator]}"
-        raise ValueError(f"{path}: {given}, and data.column_names has {len(names)} names{hint}")
+        raise ValueError(f"{path}: {given}, and data.column_names has {len(names)} names{hint}{more}")

@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from torchrec_models.batch import Batch
 from torchrec_models.pipelines.data import order
 from torchrec_models.pipelines.data.loader import Loader
 from torchrec_models.pipelines.data.read_ahead import read_ahead
 from torchrec_models.pipelines.data.rows import BatchBuilder, Rows
 from torchrec_models.pipelines.data.shards import Cache
 from torchrec_models.pipelines.data.synthetic import random_cache, random_rows
-
-from torchrec_models.batch import Batch
 from torchrec_models.schema import Feature, Schema, Table, Task
 
 NUM_ROWS = 1003

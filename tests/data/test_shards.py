@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+
 from torchrec_models.pipelines.data.rows import Rows
 from torchrec_models.pipelines.data.shard_writer import ShardWriter, write_manifest
 from torchrec_models.pipelines.data.shards import Cache, checksum_of_json
 from torchrec_models.pipelines.data.synthetic import random_cache, random_rows
-
 from torchrec_models.schema import Schema
 
 
