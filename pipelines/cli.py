@@ -108,7 +108,7 @@ def _quiet_libraries(*, verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("torchrec_models").setLevel(logging.INFO)
     if not verbose:
-        for name in ("torchrec", "torch", "fbgemm_gpu", "root", "onnxscript"):
+        for name in ("torchrec", "torch", "torch.fx._symbolic_trace", "fbgemm_gpu", "onnxscript"):
             logging.getLogger(name).setLevel(logging.ERROR)
         for module in ("torch", "torchrec", "fbgemm_gpu", "onnxscript", "tensordict"):
             warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")

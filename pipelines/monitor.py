@@ -53,6 +53,7 @@ class Monitor:
             unit="step",
             disable=run is None or not progress,
             dynamic_ncols=True,
+            mininterval=REFRESH_SECONDS if sys.stderr.isatty() else 30.0,  # a log file needs no animation
             file=sys.stderr,
         )
         self.step = first_step
@@ -103,7 +104,8 @@ class Monitor:
                 "data_wait_share": min(1.0, (self.batches.waited_seconds - self._waited) / seconds),
             }
             self.bar.set_postfix_str(
-                f"loss {self.average_loss:.4f}, {row['samples_per_second']:,.0f} rows/s, data wait {row['data_wait_share']:.0%}"
+                f"loss {self.average_loss:.4f}, {row['samples_per_second']:,.0f} rows/s, data wait {row['data_wait_share']:.0%}",
+                refresh=False,
             )
         row |= {f"valid_{k}": v for k, v in (metrics or {}).items()}
         if self._csv:

@@ -14,9 +14,8 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoint
-from .config import RunConfig
 from .data.rows import BatchBuilder, Rows
-from .data.sources import Source
+from .data.sources import Source, open_source
 from .data.transforms import Transforms
 from .distributed import Built, Processes, build_task, processes
 from .scoring import evaluation_mode
@@ -62,7 +61,9 @@ def predict(
         transforms = Transforms.load(folder / "transforms")
         built = build_task(config, schema, procs)
         checkpoint.load_weights(folder, built.state_dict(), averaged=config.train.ema > 0)
-        source = _source(config, inputs, list(transforms.columns.values()))
+        row_id = [config.data.row_id] if config.data.row_id else []
+        columns = list(dict.fromkeys([*transforms.columns.values(), *row_id]))
+        source = open_source(config, list(inputs), columns=columns)
         per_process = -(-batch_rows // procs.world_size)
         num_rows = 0
         with (
@@ -79,19 +80,6 @@ def predict(
                 num_rows += chunk.num_rows
                 bar.update(chunk.num_rows)
     return PredictResult(num_rows, out, time.perf_counter() - start)
-
-
-def _source(config: RunConfig, inputs: Sequence[str], columns: list[str]) -> Source:
-    data = config.data
-    wanted = list(dict.fromkeys([*columns, *([data.row_id] if data.row_id else [])]))
-    return Source.open(
-        list(inputs),
-        format=data.format,
-        column_names=data.column_names,
-        null_values=data.null_values,
-        columns=wanted,
-        memory_budget_bytes=data.memory_budget_mib << 20,
-    )
 
 
 @dataclass(frozen=True)

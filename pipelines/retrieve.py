@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -103,8 +104,9 @@ def seen_pairs(cache: Cache, split: str, corpus: Corpus) -> Seen:
     if "group" not in cache.split(split).columns:
         raise ValueError("retrieval.exclude_seen needs data.group (the column that identifies the user)")
     column = candidate_column(cache)
-    groups = {name: np.asarray(s.column("group").to_pandas()) for name, s in cache.splits.items()}
-    _, codes = np.unique(np.concatenate(list(groups.values())), return_inverse=True)
+    groups = {name: s.column("group") for name, s in cache.splits.items()}
+    together = pa.chunked_array([chunk for g in groups.values() for chunk in g.chunks]).combine_chunks()
+    codes = np.asarray(together.dictionary_encode(null_encoding="encode").indices)
     parts = dict(zip(groups, np.split(codes, np.cumsum([len(g) for g in groups.values()])[:-1])))
     other_group, other_item = [], []
     for name, data in cache.splits.items():

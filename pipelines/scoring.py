@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -130,8 +131,7 @@ def validation_metrics(built: Built, cache: Cache, split: str, config: RunConfig
     return shared
 
 
-def _codes(column: object) -> Tensor:
+def _codes(column: pa.ChunkedArray) -> Tensor:
     """Any Arrow column -> int64 codes, missing values a group of their own."""
-    encoded = column.combine_chunks().dictionary_encode()  # type: ignore[attr-defined]
-    indices = encoded.indices.fill_null(len(encoded.dictionary))
-    return torch.from_numpy(np.asarray(indices, dtype=np.int64))
+    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    return torch.from_numpy(np.asarray(encoded.indices, dtype=np.int64))

@@ -1,0 +1,59 @@
+"""A trained run -> a bundle, checked on real rows."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import yaml
+
+from . import checkpoint
+from .config import RunConfig
+from .data.sources import open_source
+from .data.transforms import Transforms
+from .export import export
+
+
+def export_run(path: Path, *, out: Path, which: str = "best", overwrite: bool = False) -> str:
+    """Export a run's best (or last) checkpoint; returns the text for the terminal.
+
+    Raises:
+        ValueError: no raw rows to check with, a bundle in the way, or one that differs from PyTorch (see `export`).
+        CheckpointError: no usable checkpoint.
+    """
+    loaded = checkpoint.load_model(path, which=which)
+    run = loaded.checkpoint.parent.parent
+    rows, where = _real_rows(loaded.config, loaded.transforms)
+    evaluation = run / "evaluation" / "test" / "metrics.json"
+    metrics = json.loads(evaluation.read_text())["tasks"] if evaluation.exists() else loaded.progress.metrics
+    report = export(
+        loaded.model,
+        schema=loaded.schema,
+        transforms_folder=loaded.transforms,
+        rows=rows,
+        out=out,
+        config_text=yaml.safe_dump(loaded.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        metrics=metrics,
+        parity_rows=loaded.config.export.parity_rows,
+        tolerance=loaded.config.export.tolerance,
+        source={"run": run.name, "checkpoint": loaded.checkpoint.name, "step": loaded.progress.step},
+        overwrite=overwrite,
+    )
+    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    return (
+        f"{out}: {size / 2**20:.2f} MiB; {rows.num_rows:,} rows of {where} scored by PyTorch and by ONNX Runtime differ by at most "
+        f"{report.max_difference:.2g} (allowed: {loaded.config.export.tolerance:g})\n"
+        f'next: python -c "from torchrec_models import Bundle; b = Bundle({str(out)!r}); print(b.self_test())"'
+    )
+
+
+def _real_rows(config: RunConfig, transforms: Path) -> tuple[pa.Table, str]:
+    """The first rows of the data that is furthest from training: test, else validation, else training files."""
+    columns = list(dict.fromkeys(Transforms.load(transforms).columns.values()))
+    paths = config.data.test or config.data.valid or config.data.train
+    batches, have = [], 0
+    for part in open_source(config, paths, columns=columns).batches():
+        batches.append(part.batch.slice(0, config.export.parity_rows - have))
+        have += batches[-1].num_rows
+        if have >= config.export.parity_rows:
+            break
+    return pa.Table.from_batches(batches), paths[0]
