@@ -55,8 +55,8 @@ class NumericFit:
         self._fills = any(isinstance(s, FillStep) for s in steps)
         if sum(isinstance(s, FillStep) for s in steps) > 1:
             raise ValueError(f"features.{name}.steps: the second fill has no effect, nothing is missing after the first; keep one")
-        learned = [s for s in steps if _learned(s) and not _learned_fill(s)]
-        self.num_passes = len(learned) or int(any(_learned_fill(s) for s in steps))
+        ends = [i for i, s in enumerate(steps) if _learned(s) and not _learned_fill(s)]
+        self.num_passes = len(ends) + any(_learned_fill(s) for s in steps[ends[-1] if ends else 0 :])
         self._plan()
 
     @staticmethod
@@ -80,8 +80,8 @@ class NumericFit:
         Raises:
             ValueError: for infinite values, and for missing ones without a fill (file, column and row).
         """
-        for step in self._fitted:
-            x = apply_step(step, x, place)
+        for done in self._fitted:
+            x = apply_step(done, x, place)
         missing = np.isnan(x)
         if missing.any() and not self._fills:
             raise place.error(int(missing.argmax()), MISSING_NUMBER)

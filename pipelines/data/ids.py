@@ -113,7 +113,7 @@ class Vocabulary(IdTransform):
         return len(self.values) + 1
 
     @cached_property
-    def null_id(self) -> int:  # type: ignore[override]
+    def null_id(self) -> int:
         position = pc.index(self.values.is_null(), True).as_py()
         return position + 1
 

@@ -68,8 +68,8 @@ class Standard:
 class Quantile:
     """Position among the training quantiles, in [0, 1]; values outside the training range go to 0 or 1.
 
-    Linear between quantiles; at a value that spans several quantiles (ties), the middle of its span, as scikit-learn's
-    QuantileTransformer has it.
+    Linear between quantiles; a value that spans several quantiles (ties) goes to the middle of its span, but the lowest value
+    to 0 and the highest to 1, as in scikit-learn's QuantileTransformer.
     """
 
     quantiles: tuple[float, ...]
@@ -79,7 +79,8 @@ class Quantile:
         levels = np.linspace(0.0, 1.0, len(knots))
         upward = np.interp(x, knots, levels)
         downward = -np.interp(-x, -knots[::-1], -levels[::-1])
-        return 0.5 * (upward + downward)
+        middle = 0.5 * (upward + downward)
+        return np.where(x <= knots[0], 0.0, np.where(x >= knots[-1], 1.0, middle))
 
 
 Step = Fill | Clip | Log1p | MinMax | Standard | Quantile

@@ -40,6 +40,8 @@ class Moments:
         self.mean += delta * count / total
         self.squares += squares + delta * delta * self.count * count / total
         self.count, self.low, self.high = total, min(self.low, low), max(self.high, high)
+        if self.low == self.high:  # else a constant such as 0.1 would get a spread of rounding errors
+            self.mean, self.squares = self.low, 0.0
 
     @property
     def std(self) -> float:
@@ -61,13 +63,13 @@ class RowSample:
     _values: list[np.ndarray] = field(default_factory=list)
     _priorities: list[np.ndarray] = field(default_factory=list)
     _held: int = 0
-    _highest: np.uint64 = np.uint64(2**64 - 1)
+    _highest: int = 2**64 - 1
 
     def update(self, x: np.ndarray) -> None:
         priorities = hash_integers(np.arange(self.seen, self.seen + len(x)), _SAMPLE_SEED)
         self.seen += len(x)
         if self.seen > self.size:
-            low = priorities <= self._highest
+            low = priorities <= np.uint64(self._highest)
             x, priorities = x[low], priorities[low]
         self._values.append(x)
         self._priorities.append(priorities)
@@ -80,7 +82,7 @@ class RowSample:
         if len(values) > self.size:
             kept = np.argpartition(priorities, self.size - 1)[: self.size]
             values, priorities = values[kept], priorities[kept]
-            self._highest = priorities.max()
+            self._highest = int(priorities.max())
         self._values, self._priorities, self._held = [values], [priorities], len(values)
 
     @property

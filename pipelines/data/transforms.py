@@ -224,7 +224,7 @@ def _feature_from_dict(raw: dict[str, Any]) -> NumericTransform | IdsTransform:
 
 
 def _table_from_dict(folder: Path, name: str, raw: dict[str, Any]) -> IdTransform:
-    state = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k not in ("by", "num_rows")}
+    state: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k not in ("by", "num_rows")}
     if raw["by"] == "vocabulary":
         path = _vocabulary_path(folder, name)
         try:

@@ -78,7 +78,7 @@ def kind_of(type: pa.DataType) -> Kind | None:
         return "string"
     if pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_boolean(type) or pa.types.is_decimal(type):
         return "number"
-    raise ValueError(f"a column of type {type} cannot be read; allowed: numbers, text, dates, and lists of these")
+    raise ValueError(f"a column of type {type} cannot be read; numbers, text, dates and lists can")
 
 
 def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
