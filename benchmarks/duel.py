@@ -114,9 +114,14 @@ def summary(ours: Worker, theirs: Worker, pairs: list[Pair]) -> dict[str, Any]:
     }
 
 
+QUIET_CPUS = 0.2
+
+
 def print_summary(title: str, result: dict[str, Any]) -> None:
     print(
         f"{title}: ours {result['ours_samples_per_second_median']:,.0f} samples/s, "
         f"theirs {result['theirs_samples_per_second_median']:,.0f}; ratio {result['ratio_median']:.2f} "
         f"(pairs {result['ratio_min']:.2f} to {result['ratio_max']:.2f}), other CPUs busy up to {result['other_cpus_max']:.2f}"
     )
+    if result["other_cpus_max"] > QUIET_CPUS:
+        print(f"NOT QUIET: other processes took more than {QUIET_CPUS} of a CPU; measure again before quoting these figures")
