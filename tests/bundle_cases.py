@@ -36,6 +36,7 @@ CLICK_SCHEMA = make_schema(
     ],
     tasks=[Task(name="click"), Task(name="spend", kind="regression")],
     num_rows=13,
+    init_std=0.1,
 )
 
 
