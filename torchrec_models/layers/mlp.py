@@ -43,7 +43,7 @@ class MLP(nn.Module):
 
     Raises:
         ValueError: a width below 1, an unknown activation, a dropout outside [0, MAX_DROPOUT] or not one per block;
-            in training with batch_norm, a batch of one row.
+            with batch_norm, an input of more than two axes or, in training, of one row.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class MLP(nn.Module):
         self.in_width = in_width
         self.out_width = widths[-1] if out_width is None else out_width
         self.activation = activation
+        self.batch_norm = batch_norm
         self.dropout = tuple(rates)
         self.linears = nn.ModuleList(Linear(i, o) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) if batch_norm else nn.Identity() for width in hidden_units)
@@ -81,6 +82,8 @@ class MLP(nn.Module):
 
     def forward(self, x_BC: Tensor) -> Tensor:
         """`[B, in_width]` -> `[B, out_width]`."""
+        if self.batch_norm and x_BC.dim() != 2:
+            raise ValueError(f"an MLP with batch_norm takes [B, {self.in_width}], got {list(x_BC.shape)}; flatten the leading axes")
         for linear, norm, rate in zip(self.linears, self.norms, self.dropout):
             x_BC = norm(linear(x_BC))
             if self.activation == "relu":
