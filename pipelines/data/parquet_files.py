@@ -62,7 +62,7 @@ class ParquetFiles:
             num_rows.append(file.metadata.num_rows)
         if not sum(num_rows):
             raise no_rows(files)
-        coded = [n for n in columns if n in dictionary_columns and is_text(types[n])]
+        coded = [n for n in columns if n in dictionary_columns and _is_string(types[n])]
         fields = [pa.field(n, pa.dictionary(pa.int32(), pa.string()) if n in coded else types[n]) for n in columns]
         return cls(files, pa.schema(fields), num_rows, memory_budget_bytes, coded)
 
@@ -135,6 +135,11 @@ def check_columns(path: str, given: list[str], wanted: list[str]) -> None:
     twice = [n for n in wanted if given.count(n) > 1]
     if twice:
         raise ValueError(f"{path}: the column name {twice[0]!r} stands there {given.count(twice[0])} times; rename one")
+
+
+def _is_string(type: pa.DataType) -> bool:
+    type = type.value_type if pa.types.is_dictionary(type) else type
+    return bool(pa.types.is_string(type) or pa.types.is_large_string(type))
 
 
 def _unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:

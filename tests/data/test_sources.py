@@ -63,6 +63,13 @@ def test_dictionary_columns_hold_the_same_values(tmp_path: Path, table: pa.Table
     assert out["user"].cast(pa.string()).to_pylist() == table["user"].to_pylist() * 3
 
 
+def test_bytes_are_not_dictionary_encoded(tmp_path: Path, table: pa.Table) -> None:
+    """Arrow cannot cast their dictionaries to text; the ids cast their values."""
+    pq.write_table(table.set_column(0, "user", table["user"].cast(pa.binary())), tmp_path / "a.parquet")
+    source = open_files([tmp_path], ["user"], dictionary_columns={"user"})
+    assert read(source)["user"].cast(pa.string()).to_pylist() == table["user"].to_pylist()
+
+
 def test_a_large_row_group_is_cut_to_the_budget(tmp_path: Path) -> None:
     rows, budget_bytes = 20_000, 16 * 2**20
     wide = pa.table({"text": [str(i) * 200 for i in range(rows)], "key": range(rows)})  # about 1 kB a row, one row group of 19 MB
