@@ -80,6 +80,9 @@ def export(
         raise ValueError(
             f"{transforms_folder}: these transforms were fitted for another schema than the model's; give those of its run"
         )
+    wrong = [t.name for t in schema.tables if transforms.num_rows(t.name) != t.num_rows]
+    if wrong:  # in a flat table, an id beyond its table would silently be another table's
+        raise ValueError(f"{transforms_folder}: vocabularies of {', '.join(wrong)} have another size than the schema says")
     rows = rows.slice(0, parity_rows)
     if not rows.num_rows:
         raise ValueError("export needs at least one raw row to check the bundle with; none was given")

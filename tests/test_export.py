@@ -1,6 +1,7 @@
 """What an export must give: PyTorch's answers, from a graph of plain ONNX operators, or no bundle at all."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from fixtures import RETRIEVAL_SCHEMA, SCHEMAS, as_batch, categorical, make_rows
 from torchrec_models.embedding import EmbeddingLayer
 from torchrec_models.model import build
 from torchrec_models.pipelines.bundle import Bundle
+from torchrec_models.pipelines.data.ids import Vocabulary
 from torchrec_models.pipelines.data.loader import to_batch
 from torchrec_models.pipelines.export import export
 from torchrec_models.pipelines.export_graph import FlatEmbedding, flat_table, table_weights
@@ -246,6 +248,13 @@ def test_transforms_of_another_schema_and_no_rows_are_refused(tmp_path):
             make_model(CLICK_SCHEMA, "deepfm"), schema=CLICK_SCHEMA, transforms_folder=tmp_path / "t", rows=click_rows(5),
             out=tmp_path / "b", config_text="", metrics={},
         )  # fmt: skip
+
+
+def test_a_vocabulary_larger_than_its_table_is_refused(tmp_path):
+    transforms = click_transforms()
+    tables = transforms.tables | {"tag": Vocabulary(null="oov", values=pa.array([f"t{i}" for i in range(99)]))}
+    with pytest.raises(ValueError, match="vocabularies of tag have another size than the schema says"):
+        export_model(make_model(CLICK_SCHEMA, "dlrm"), replace(transforms, tables=tables), click_rows(5), tmp_path / "b")
 
 
 def test_weights_beyond_protobuf_go_to_a_file_of_their_own(tmp_path, monkeypatch):
