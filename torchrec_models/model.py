@@ -6,6 +6,7 @@ are leaves. Keep these four free of anything but calls and attributes.
 
 import importlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,13 +140,12 @@ def build(
         ValueError: unknown net; features that it cannot take.
     """
     cls = net_class(name)
-    config = cls.Config(**(options or {}))
-    common = {"first_order": cls.first_order, "width_multiple": width_multiple, "device": table_device or device}
+    embedding = partial(EmbeddingLayer, schema, width_multiple=width_multiple, device=table_device or device)
     if issubclass(cls, TwoTower):
-        if not schema.candidate_id:
-            raise ValueError(f"{name} needs a schema with a candidate_id")
+        _check_sides(schema, name)
+        config = cls.Config(**(options or {}))
         net = cls(InputSpec.from_schema(schema, side="query"), InputSpec.from_schema(schema, side="candidate"), config)
-        retriever = Retriever(EmbeddingLayer(schema, sides=("query", "candidate"), **common), net.to(device))
+        retriever = Retriever(embedding(sides=("query", "candidate")), net.to(device))
         loss = InBatchSoftmax(
             schema.table(schema.feature(schema.candidate_id).table).num_rows,
             temperature=config.temperature,
@@ -156,5 +156,16 @@ def build(
         return RetrievalTask(retriever, loss.to(device), CandidateId(schema))
     if not schema.tasks:
         raise ValueError(f"{name} needs at least one label")
-    ranker = Ranker(EmbeddingLayer(schema, **common), cls(InputSpec.from_schema(schema), config).to(device))
+    ranking_net = cls(InputSpec.from_schema(schema), cls.Config(**(options or {})))
+    ranker = Ranker(embedding(first_order=cls.first_order), ranking_net.to(device))
     return RankingTask(ranker, RankingLoss(schema.tasks).to(device))
+
+
+def _check_sides(schema: Schema, name: str) -> None:
+    if not schema.candidate_id:
+        raise ValueError(f"{name} needs a schema with a candidate_id")
+    without = [f.name for f in schema.features if not f.side]
+    if without:
+        raise ValueError(f"every feature of a retriever needs a side; without one: {', '.join(without)}")
+    if all(f.side == "candidate" for f in schema.features):
+        raise ValueError(f"{name} needs two sides, and no feature has side: query")

@@ -20,7 +20,6 @@ class TwoTower(nn.Module):
     """
 
     summary: ClassVar[str] = "query and candidate towers, in-batch softmax with log Q correction (Yi et al., RecSys 2019)"
-    first_order: ClassVar[bool] = False
 
     class Config(NetConfig):
         out_width: int = Field(64, ge=1)
