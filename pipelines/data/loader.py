@@ -46,7 +46,8 @@ class Loader:
     equal slice. The order depends on (seed, epoch) only, so the same rows meet in the same step on any number of ranks.
 
     A split of at most `memory_limit_bytes` is read once, verified and kept, and its shuffle is a full permutation. A larger
-    one is streamed in windows of 16 blocks of 2048 rows: blocks are permuted over the split, rows within a window.
+    one is streamed in windows of 16 blocks of 2048 rows: blocks are permuted over the split, rows within a window. Every rank
+    reads every window then (its rows of each batch are spread over it).
 
     Args:
         cache: a finished cache.

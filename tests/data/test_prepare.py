@@ -151,11 +151,11 @@ def test_lines_that_go_on_behind_the_named_columns(tmp_path: Path) -> None:
 
 def test_masked_and_thresholded_labels(tmp_path: Path) -> None:
     pq.write_table(
-        pa.table({"x": [1.0, 2.0, 3.0], "click": [1, None, 0], "stars": [5.0, 3.0, float("nan")]}), tmp_path / "log.parquet"
+        pa.table({"user": [1, 2, 3], "click": [1, None, 0], "stars": [5.0, 3.0, float("nan")]}), tmp_path / "log.parquet"
     )
     raw = {
         "data": {"train": str(tmp_path / "log.parquet"), "cache": str(tmp_path / "cache")},
-        "features": {"x": {"kind": "numeric"}},
+        "features": {"user": {"kind": "categorical"}},
         "labels": {"click": {"null": "mask"}, "liked": {"column": "stars", "above": 3.5, "null": "mask"}},
         "model": {"name": "deepfm"},
     }
