@@ -6,13 +6,15 @@ refuses keys given twice, expands column patterns such as `"C{1..26}"`, applies 
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .config_checks import check_model, cross_problems
+from torchrec_models.schema import Feature, Schema, Table, Task
+
+from .config_checks import check_model, cross_problems, net_problems
 from .config_data import (
     BucketIds,
     CategoricalConfig,
@@ -198,6 +200,35 @@ class RunConfig(Section):
                 tables[self.table_of(name)] = TableConfig(**given)
         return tables
 
+    def model_schema(self, num_rows: Mapping[str, int]) -> Schema:
+        """What the model reads, once the number of rows of every table is known.
+
+        Raises:
+            ValueError: see `Schema`.
+        """
+        return Schema(
+            features=tuple(
+                Feature(
+                    name=name,
+                    kind=feature.kind,
+                    table=self.table_of(name),
+                    max_len=1 if feature.kind == "numeric" else feature.max_len,
+                    pooling=feature.pooling if feature.kind == "categorical" else "sum",
+                    side=feature.side,
+                )
+                for name, feature in self.features.items()
+            ),
+            tables=tuple(
+                Table(name=name, num_rows=num_rows[name], dim=table.dim, init_std=table.init_std)
+                for name, table in self.table_configs().items()
+            ),
+            tasks=tuple(
+                Task(name=name, kind=label.kind, positive_weight=label.positive_weight, loss_weight=label.loss_weight)
+                for name, label in self.labels.items()
+            ),
+            candidate_id=self.retrieval.candidate_id if self.retrieval else "",
+        )
+
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
@@ -265,6 +296,8 @@ def parse(
     net, found = check_model({} if "model" in wrong else raw["model"])
     config = RunConfig.model_validate_json(json.dumps(raw))
     problems += [*found, *cross_problems(config, wrong=wrong, net=net, written=written)]
+    if not problems and net is not None:
+        problems += net_problems(config, net)
     if problems:
         raise ConfigError(source, list(dict.fromkeys(problems)))
     return config

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from .config import RunConfig
 
+BINARY_METRICS = ("auc", "log_loss", "normalized_entropy", "average_precision", "wll", "contest_score")
+REGRESSION_METRICS = ("rmse", "mae")
 Written = Mapping[str, str]  # name -> the key it was given by, which may be a pattern
 
 
@@ -38,6 +40,26 @@ def check_model(model: Mapping[str, Any]) -> tuple["type[Net] | type[TwoTower] |
         return None, [f"model.name: {error}"]
     problems += check_structure(net.Config, options, prefix="model.")[0]
     return net, problems
+
+
+def net_problems(config: "RunConfig", net: "type[Net] | type[TwoTower]") -> list[str]:
+    """What the net itself says of these features and options: it is built once, without memory. For configs right otherwise."""
+    import torch
+
+    from torchrec_models.net import InputSpec
+    from torchrec_models.towers import TwoTower
+
+    options: Any = net.Config(**{k: v for k, v in config.model.items() if k != "name"})
+    try:
+        schema = config.model_schema(dict.fromkeys(config.table_configs(), 1))
+        with torch.device("meta"):
+            if issubclass(net, TwoTower):
+                net(InputSpec.from_schema(schema, side="query"), InputSpec.from_schema(schema, side="candidate"), options)
+            else:
+                net(InputSpec.from_schema(schema), options)
+    except ValueError as error:
+        return [f"model: {error}"]
+    return []
 
 
 def cross_problems(
@@ -192,6 +214,23 @@ def _train_problems(config: "RunConfig", at: At) -> Iterator[str]:
         yield from _unused(schedule, "train.schedule", ("min_factor",), f"with kind: {schedule.kind}")
 
 
+def _metric_problems(config: "RunConfig", at: At) -> Iterator[str]:
+    if config.train.early_stopping is None:
+        return
+    if config.retrieval is not None:
+        k = config.retrieval.k
+        allowed = [f"{name}@{at_k}" for at_k in k for name in ("recall", "ndcg")] + [f"mrr@{max(k)}"]
+    else:
+        allowed = []
+        for name, label in config.labels.items():
+            names = list(BINARY_METRICS if label.kind == "binary" else REGRESSION_METRICS)
+            names += ["gauc"] if label.kind == "binary" and config.data.group else []
+            allowed += [f"{name}_{n}" for n in names] if len(config.labels) > 1 else names
+    metric = config.train.early_stopping.metric
+    if metric not in allowed:
+        yield f"train.early_stopping.metric: given {metric!r}; allowed: {', '.join(allowed)}{nearest(metric, allowed)}"
+
+
 def _validation_problems(config: "RunConfig", at: At) -> Iterator[str]:
     if config.data.split or config.data.valid:
         return
@@ -240,4 +279,5 @@ _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("labels",), _label_problems),
     (("train",), _train_problems),
     (("train", "data"), _validation_problems),
+    (("train", "data", "labels", "retrieval"), _metric_problems),
 )

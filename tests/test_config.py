@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from torchrec_models.metrics import BinaryRows
 from torchrec_models.model import net_classes
 from torchrec_models.pipelines.config import (
     CategoricalConfig,
@@ -22,6 +24,7 @@ from torchrec_models.pipelines.config import (
     load,
     parse,
 )
+from torchrec_models.pipelines.config_checks import BINARY_METRICS
 
 BASE: dict[str, Any] = {
     "data": {"train": ["rows.parquet"], "cache": "cache/rows", "split": {"by": "random"}},
@@ -29,6 +32,7 @@ BASE: dict[str, Any] = {
     "labels": {"click": {}},
     "model": {"name": "deepfm"},
 }
+
 NETS = f"{', '.join(net_classes())}, or package.module:Class"
 
 
@@ -411,6 +415,33 @@ MALFORMED: dict[str, tuple[str, list[str]]] = {
             "train.early_stopping: needs validation rows; give data.split or data.valid",
         ],
     ),
+    "a metric that is not there": (
+        "train: {early_stopping: {metric: gaucc}}\n" + data(group="user"),
+        [
+            "train.early_stopping.metric: given 'gaucc'; allowed: auc, log_loss, normalized_entropy, average_precision, wll, "
+            "contest_score, gauc; did you mean 'gauc'?"
+        ],
+    ),
+    "a metric of several labels": (
+        "train: {early_stopping: {metric: auc}}\nlabels: {click: {}, seconds: {kind: regression}}",
+        [
+            "train.early_stopping.metric: given 'auc'; allowed: click_auc, click_log_loss, click_normalized_entropy, "
+            "click_average_precision, click_wll, click_contest_score, seconds_rmse, seconds_mae"
+        ],
+    ),
+    "a metric of retrieval": (
+        "model: {name: two_tower}\nretrieval: {candidate_id: item, k: [5, 20]}\nlabels: {}\n"
+        "features: {user: {kind: categorical, side: query}, item: {kind: categorical, side: candidate}}\n"
+        "train: {early_stopping: {metric: recall@10}}",
+        [
+            "train.early_stopping.metric: given 'recall@10'; allowed: recall@5, ndcg@5, recall@20, ndcg@20, mrr@20; "
+            "did you mean 'recall@20'?"
+        ],
+    ),
+    "features that the net cannot take": (
+        features(item={"kind": "categorical", "dim": 8}),
+        ["model: DeepFM needs the same dim for every feature, got user of width 16, item of width 8"],
+    ),
     # --- YAML
     "keys given twice": (
         "train:\n  epochs: 1\n  dense: {lr: 1, lr: 2}\n  epochs: 2",
@@ -565,7 +596,7 @@ def test_overrides_set_what_they_name(tmp_path: Path) -> None:
         overrides=[
             *("train.epochs=2", "train.dense.lr=1e-4", "train.precision=bfloat16"),
             *("data.group=user", "data.split={by: hash, column: u}"),
-            *("features.C2.dim=8", "features.C2.ids.buckets=5", "features.C{2..3}.max_len=4", "features.new.kind=numeric"),
+            *("features.C2.init_std=0.5", "features.C2.ids.buckets=5", "features.C{2..3}.max_len=4", "features.new.kind=numeric"),
             *("evaluate.bootstrap=0", "data.weight=", "model.hidden_units=[8, 4]", "data.train=[a=b.parquet]"),
         ],
     )
@@ -574,7 +605,7 @@ def test_overrides_set_what_they_name(tmp_path: Path) -> None:
     assert read_config.data.split is not None and read_config.data.split.by == "hash"
     assert list(read_config.features) == ["C1", "C2", "C3", "age", "new"]
     c = [read_config.features[f"C{i}"] for i in (1, 2, 3)]
-    assert [f.dim for f in c] == [None, 8, None]
+    assert [f.init_std for f in c] == [None, 0.5, None]
     assert [f.ids.buckets for f in c] == [9, 5, 9]
     assert [f.max_len for f in c] == [1, 4, 4]
     assert read_config.model["hidden_units"] == [8, 4]
@@ -628,7 +659,7 @@ def test_a_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
             item={"kind": "categorical", "table": "items"},
             seen={"kind": "sequence", "table": "items"},
         )
-        + "tables: {items: {dim: 8, ids: {by: hash, buckets: 5}}}\ntrain: {early_stopping: {}}"
+        + "tables: {items: {ids: {by: hash, buckets: 5}}}\ntrain: {early_stopping: {}}"
     )
     first = read(tmp_path, text)
     assert parse(first.model_dump(mode="json")) == first
@@ -643,10 +674,10 @@ def test_configs_are_frozen(tmp_path: Path) -> None:
 def test_tables_are_those_of_the_section_and_those_that_features_imply(tmp_path: Path) -> None:
     read_config = read(
         tmp_path,
-        "tables: {items: {dim: 8}}\nfeatures: {item: {kind: categorical, table: items}, seen: {kind: sequence, table: items}, "
+        "tables: {items: {dim: 4}}\nfeatures: {item: {kind: categorical, table: items}, seen: {kind: sequence, table: items}, "
         "user: {kind: categorical, dim: 4, init_std: 0.5}, friend: {kind: categorical, table: user}, age: {kind: numeric}}",
     )
-    assert {name: (t.dim, t.init_std) for name, t in read_config.table_configs().items()} == {"items": (8, 0.01), "user": (4, 0.5)}
+    assert {name: (t.dim, t.init_std) for name, t in read_config.table_configs().items()} == {"items": (4, 0.01), "user": (4, 0.5)}
     assert [read_config.table_of(f) for f in read_config.features] == ["items", "items", "user", "user", ""]
 
 
@@ -654,6 +685,7 @@ def test_a_net_of_ones_own_is_checked_like_the_others(tmp_path: Path, monkeypatc
     (tmp_path / "my_nets.py").write_text(
         "from torchrec_models.net import Net, NetConfig\n"
         "class Mine(Net):\n    class Config(NetConfig):\n        width: int = 4\n"
+        "    def __init__(self, spec, config):\n        super().__init__()\n"
         "class NotANet: pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -688,6 +720,11 @@ def test_every_config_that_ships_is_right() -> None:
     folder = Path(__file__).parents[1] / "configs"
     for path in folder.glob("**/*.yaml"):
         assert isinstance(load(path), RunConfig), path
+
+
+def test_the_metrics_one_may_stop_by_are_those_that_training_reports() -> None:
+    one_of_each = BinaryRows(torch.tensor([0.0, 1.0]), torch.tensor([0.2, 0.7])).metrics()
+    assert set(BINARY_METRICS) == set(one_of_each) - {"calibration_ratio"}  # of which neither more nor less is better
 
 
 def test_reading_a_config_needs_no_torch() -> None:

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 import numpy as np
 import pyarrow as pa
 
-from torchrec_models.schema import Feature, Schema, Table, Task
-
 from ..config import RunConfig
 from ..config_data import BucketIds, HashIds, IdentityIds, IdsConfig, NumericConfig, SequenceConfig, VocabularyIds
 from ..config_errors import nearest
@@ -152,7 +150,8 @@ class Fitter:
         for name in self._config.features:
             fit = self._numeric.get(name)
             features[name] = NumericTransform(column=self._columns[name], steps=fit.finish()) if fit else self._ids[name]
-        return Transforms(schema_dict=self._schema(tables).to_dict(), features=features, tables=tables)
+        schema = self._config.model_schema({name: transform.num_rows for name, transform in tables.items()})
+        return Transforms(schema_dict=schema.to_dict(), features=features, tables=tables)
 
     def _id_transform(self, table: str) -> IdTransform:
         ids = self._tables[table].ids
@@ -170,35 +169,6 @@ class Fitter:
             cuts = sample.quantiles(np.arange(1, ids.num_buckets) / ids.num_buckets)
             boundaries = tuple(np.unique(cuts).tolist())
         return Buckets(null=ids.null, boundaries=boundaries)
-
-    def _schema(self, tables: dict[str, IdTransform]) -> Schema:
-        config = self._config
-        features = []
-        for name, feature in config.features.items():
-            if isinstance(feature, NumericConfig):
-                features.append(Feature(name=name, kind="numeric", side=feature.side))
-                continue
-            features.append(
-                Feature(
-                    name=name,
-                    kind=feature.kind,
-                    table=config.table_of(name),
-                    max_len=feature.max_len,
-                    pooling="sum" if isinstance(feature, SequenceConfig) else feature.pooling,
-                    side=feature.side,
-                )
-            )
-        return Schema(
-            features=tuple(features),
-            tables=tuple(
-                Table(name=name, num_rows=tables[name].num_rows, dim=t.dim, init_std=t.init_std) for name, t in self._tables.items()
-            ),
-            tasks=tuple(
-                Task(name=name, kind=label.kind, positive_weight=label.positive_weight, loss_weight=label.loss_weight)
-                for name, label in config.labels.items()
-            ),
-            candidate_id=config.retrieval.candidate_id if config.retrieval else "",
-        )
 
 
 @contextmanager
