@@ -83,6 +83,8 @@ class IdTransform:
         """
         if not pa.types.is_dictionary(values.type):
             return self._with_null(*self._lookup(values, place), place)
+        if len(values.dictionary) > len(values):
+            return self.encode(values.dictionary_decode(), place)
         try:
             ids, missing = self._lookup(values.dictionary, place)
         except ValueError:  # a bad entry may be one that these rows do not use; if they do, this names the row

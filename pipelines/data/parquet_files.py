@@ -96,7 +96,7 @@ class ParquetFiles:
         probe = next(file.iter_batches(_PROBE_ROWS, columns=self.schema.names), None)
         if probe is None or not probe.num_rows:
             return _PROBE_ROWS
-        row_bytes = max(probe.nbytes / probe.num_rows, 1.0)
+        row_bytes = max(sum(_bytes_per_row(column) for column in probe.columns), 1.0)
         return int(min(max(self._memory_budget_bytes / _SHARE_OF_BUDGET / row_bytes, _LEAST_ROWS), _MOST_ROWS))
 
     def _conform(self, batch: pa.RecordBatch, path: str, row: int) -> pa.RecordBatch:
@@ -135,6 +135,13 @@ def check_columns(path: str, given: list[str], wanted: list[str]) -> None:
     twice = [n for n in wanted if given.count(n) > 1]
     if twice:
         raise ValueError(f"{path}: the column name {twice[0]!r} stands there {given.count(twice[0])} times; rename one")
+
+
+def _bytes_per_row(column: pa.Array) -> float:
+    """Of a dictionary-encoded column, that of its plain values: the dictionary belongs to more rows than these."""
+    if pa.types.is_dictionary(column.type):
+        return column.indices.nbytes / len(column) + column.dictionary.nbytes / max(len(column.dictionary), 1)
+    return column.nbytes / len(column)
 
 
 def _is_string(type: pa.DataType) -> bool:

@@ -11,34 +11,10 @@ from data_flow import REAL_DATA, prepare_in_memory, run_config
 
 FRAPPE = ["user", "item", "daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city"]
 IPINYOU = [
-    "click",
-    "weekday",
-    "hour",
-    "bidid",
-    "timestamp",
-    "logtype",
-    "ipinyouid",
-    "useragent",
-    "IP",
-    "region",
-    "city",
-    "adexchange",
-    "domain",
-    "url",
-    "urlid",
-    "slotid",
-    "slotwidth",
-    "slotheight",
-    "slotvisibility",
-    "slotformat",
-    "slotprice",
-    "creative",
-    "bidprice",
-    "payprice",
-    "keypage",
-    "advertiser",
-    "usertag",
-]
+    "click", "weekday", "hour", "bidid", "timestamp", "logtype", "ipinyouid", "useragent", "IP",
+    "region", "city", "adexchange", "domain", "url", "urlid", "slotid", "slotwidth", "slotheight",
+    "slotvisibility", "slotformat", "slotprice", "creative", "bidprice", "payprice", "keypage", "advertiser", "usertag",
+]  # fmt: skip
 
 
 def real(name: str) -> str:

@@ -63,6 +63,12 @@ def test_dictionary_columns_hold_the_same_values(tmp_path: Path, table: pa.Table
     assert out["user"].cast(pa.string()).to_pylist() == table["user"].to_pylist() * 3
 
 
+def test_a_large_dictionary_does_not_shrink_batches(tmp_path: Path) -> None:
+    """It belongs to all rows of the row group, not to those of one batch."""
+    pq.write_table(pa.table({"user": [f"user {i}" for i in range(30_000)]}), tmp_path / "a.parquet")
+    assert len(list(open_files([tmp_path], ["user"], dictionary_columns={"user"}).batches())) == 1
+
+
 def test_bytes_are_not_dictionary_encoded(tmp_path: Path, table: pa.Table) -> None:
     """Arrow cannot cast their dictionaries to text; the ids cast their values."""
     pq.write_table(table.set_column(0, "user", table["user"].cast(pa.binary())), tmp_path / "a.parquet")
