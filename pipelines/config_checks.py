@@ -193,7 +193,7 @@ def _label_problems(config: "RunConfig", at: At) -> Iterator[str]:
 def _train_problems(config: "RunConfig", at: At) -> Iterator[str]:
     train, dense, schedule = config.train, config.train.dense, config.train.schedule
     if train.mode == "fused":
-        why = "with mode: fused (only rows of the batch are updated); use mode: unfused, or train.sparse.weight_decay"
+        why = "with mode: fused (only rows of the batch are updated); use mode: unfused"
         if train.embedding_l2:
             yield f"train.embedding_l2: has no effect {why}"
     else:

@@ -33,12 +33,17 @@ def fuse_sparse_optimizer(tables: Iterable[nn.Parameter], config: SparseOptimize
     """Mark tables to be updated in backward. Must run before they are sharded.
 
     Raises:
-        ValueError: an optimizer that FBGEMM's kernels do not have on this device.
+        ValueError: an optimizer, or weight decay, that FBGEMM's kernels do not have on this device.
     """
     if device.type == "cpu" and config.optimizer not in ON_CPU:
         raise ValueError(
             f"train.sparse.optimizer: given {config.optimizer!r}; on CPU the fused kernels have {', '.join(ON_CPU)} "
             "(or use train.mode=unfused, where the dense optimizer trains the tables)"
+        )
+    if device.type == "cpu" and config.weight_decay:
+        raise ValueError(
+            f"train.sparse.weight_decay: given {config.weight_decay}; FBGEMM's kernels for the CPU ignore it "
+            "(use train.mode=unfused with train.dense.weight_decay or train.embedding_l2)"
         )
     kwargs: dict[str, Any] = {"lr": config.lr}
     if config.optimizer != "sgd":

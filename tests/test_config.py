@@ -379,7 +379,7 @@ MALFORMED: dict[str, tuple[str, list[str]]] = {
         "train: {embedding_l2: .1, sparse: {optimizer: sgd, eps: 1e-4}, dense: {optimizer: sgd, eps: 1e-4, betas: [.9, .99]}}",
         [
             "train.embedding_l2: has no effect with mode: fused (only rows of the batch are updated); "
-            "use mode: unfused, or train.sparse.weight_decay",
+            "use mode: unfused",
             "train.dense.betas: has no effect with optimizer: sgd; leave it out",
             "train.dense.eps: has no effect with optimizer: sgd; leave it out",
             "train.sparse.eps: has no effect with optimizer: sgd; leave it out",
