@@ -23,7 +23,8 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.types import ModuleSharder, ShardingPlan
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.types import ModuleSharder, ShardedModule, ShardingPlan
 
 from torchrec_models.model import build
 from torchrec_models.schema import Schema, Table
@@ -304,8 +305,11 @@ def build_task(config: RunConfig, schema: Schema, procs: Processes) -> Built:
     )
     tables = task.model.embedding.tables
     parameters = {k: p for k, p in task.model.embedding.named_parameters() if _WEIGHT.search(f".{k}")}
+    net = task.model.net
+    if train.precision == "bfloat16":
+        net.forward = torch.autocast(procs.device.type, dtype=torch.bfloat16)(net.forward)  # tables and loss stay float32
     if train.compile:
-        task.model.net.compile()
+        net.compile()
     if not fused:
         init_tables(task, tables, seed=train.seed)
         wrapped = task
@@ -321,6 +325,13 @@ def build_task(config: RunConfig, schema: Schema, procs: Processes) -> Built:
 def table_width_multiple(config: RunConfig) -> int:
     """Fused kernels need widths that are multiples of 4; whole tables have just the width asked for."""
     return 4 if config.train.mode == "fused" else 1
+
+
+def unpipelined(built: Built, pipeline: TrainPipelineSparseDist) -> list[str]:
+    """Sharded modules whose input distribution does not overlap with compute. TorchRec only logs it; a step must have run."""
+    sharded = {id(m): name for name, m in built.plain.named_modules() if isinstance(m, ShardedModule)}
+    pipelined = {id(m) for m in pipeline._pipelined_modules}
+    return sorted(name for key, name in sharded.items() if key not in pipelined)
 
 
 @torch.no_grad()

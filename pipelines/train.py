@@ -21,7 +21,7 @@ from .data.loader import Loader
 from .data.prepare import open_prepared
 from .data.shards import Cache
 from .diagnose import explain_non_finite
-from .distributed import Built, Processes, Watchdog, average_buffers, build_task, processes
+from .distributed import Built, Processes, Watchdog, average_buffers, build_task, processes, unpipelined
 from .monitor import LossCheck, Monitor, TimedBatches
 from .optim import TrainOptimizer
 from .scoring import evaluation_mode, lower_is_better, validation_metrics
@@ -134,10 +134,14 @@ class Trainer:
         check = LossCheck(self.procs.device)
         watchdog = Watchdog(self.config.train.step_timeout_seconds) if self.procs.world_size > 1 else None
         self.built.task.train()
+        first_step = self.progress.step
         try:
             while self.progress.step < self.num_steps and not self.progress.stopped:
                 factor = self.optimizer.set_step(self.progress.step)
                 output = self.pipeline.progress(batches)
+                if self.progress.step == first_step and isinstance(self.pipeline, TrainPipelineSparseDist):
+                    left_out = unpipelined(self.built, self.pipeline)
+                    assert not left_out, f"not pipelined: {left_out}; the code above these modules must be traceable"
                 self.progress.step += 1
                 monitor.add(output, factor=factor, global_rows=output[2].shape[0] * self.procs.world_size)
                 bad_step = check.first_bad_step(output[0], self.progress.step)
@@ -188,6 +192,10 @@ class Trainer:
             procs=self.procs,
             is_best=is_best,
         )
+        if isinstance(self.pipeline, TrainPipelineSparseDist):
+            # progress() would attach by itself, but distribute the batch in flight a second time and so break the context
+            # of a sharded EmbeddingCollection on several processes (torchrec 1.8)
+            self.pipeline.attach(sparse_dist=False)
 
     def _evaluate(self) -> dict[str, float]:
         with evaluation_mode(self.built, self.optimizer):

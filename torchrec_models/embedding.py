@@ -33,7 +33,7 @@ def init_normal(weight: Tensor, *, width: int, std: float) -> Tensor:
     """N(0, std) in the first `width` columns, zero in the padding columns."""
     with torch.no_grad():
         weight.zero_()
-        weight[:, :width].normal_(0.0, std)
+        weight[..., :width].normal_(0.0, std)  # TorchRec also calls it with the empty 1-D shard of a process without rows
     return weight
 
 
