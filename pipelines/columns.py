@@ -21,7 +21,10 @@ def optional_numbers(weights: ArrayLike | None) -> Tensor | None:
 
 
 def group_codes(values: ArrayLike | None) -> Tensor | None:
-    """[N] int64 that are equal where the groups are; integers stand for themselves. A missing one is a ValueError."""
+    """[N] int64 that are equal where the groups are; integers stand for themselves.
+
+    A missing group (null, NaN) is a group of that row alone: it has one class, and so lowers gAUC's coverage and nothing else.
+    """
     if values is None:
         return None
     array = np.asarray(values)
@@ -30,9 +33,7 @@ def group_codes(values: ArrayLike | None) -> Tensor | None:
     code_N, names = encode("groups", array)
     if len(names) and names[-1] is None:
         missing = code_N == len(names) - 1
-        raise ValueError(
-            f"groups: missing value at row {int(missing.argmax())} ({int(missing.sum())} in all); a user must be known"
-        )
+        code_N[missing] = len(names) + np.arange(missing.sum())
     return torch.from_numpy(code_N)
 
 

@@ -55,6 +55,14 @@ def test_groups_of_any_type_are_the_same_groups():
         assert evaluate_binary(y, p, groups=spelt) == pytest.approx(expected, abs=1e-12)
 
 
+def test_rows_without_a_group_only_lower_the_coverage():
+    y, p, users, _ = rows()
+    known = np.array([None if u < 10 else f"u{u}" for u in users], dtype=object)
+    got, rest = evaluate_binary(y, p, groups=known), evaluate_binary(y[users >= 10], p[users >= 10], groups=users[users >= 10])
+    assert got["gauc"] == pytest.approx(rest["gauc"])
+    assert got["gauc_coverage"] == pytest.approx(rest["gauc_coverage"] * (users >= 10).mean())
+
+
 def test_bootstrap_intervals_match_resampling_by_hand():
     """The counts trick against honest resampling of rows: same distribution, so ends agree within Monte Carlo error."""
     y, p, users, _ = rows(1, 300)
@@ -154,7 +162,6 @@ def test_undefined_metrics_carry_their_reason():
         ({"labels": np.array(["a", "b", "c"])}, "labels: numbers expected, got dtype <U1"),
         ({"scores": np.array([0.1, np.nan, 0.2])}, "scores: NaN at row 1"),
         ({"scores": np.array([0.1, 0.2])}, "one value per row expected, got 3 labels, 2 scores"),
-        ({"groups": np.array(["u", None, "v"], dtype=object)}, "groups: missing value at row 1 (1 in all)"),
         ({"groups": np.array([1, 2])}, "groups: one per row expected, got shape [2]"),
         ({"slices": {"city": np.array(["x", "y"])}}, "slices.city: one value per row expected, got 2 for 3 rows"),
         ({"slices": {"city": np.array(["x", 3, 2.5], dtype=object)}}, "city: values of one type expected"),
