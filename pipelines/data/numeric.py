@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .values import Place, is_list, kind_of, numbers
+from .values import Place, is_list, numbers
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,7 @@ def to_float(column: pa.Array, place: Place) -> np.ndarray:
         ValueError: for lists, dates and text that is not a number.
     """
     if is_list(column.type):
-        raise place.error(0, f"the column holds lists ({column.type}), and the feature is numeric: one number per row")
-    if kind_of(column.type) == "string" and not len(column):
-        return np.zeros(0)
+        raise place.column_error(f"the column holds lists ({column.type}), and the feature is numeric: one number per row")
     values, missing = numbers(column, place)
     return np.where(missing, np.nan, values.astype(np.float64))
 

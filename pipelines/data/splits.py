@@ -82,10 +82,10 @@ def _by_time(column: pa.Array, split: TimeSplit, place: Place) -> np.ndarray:
 def _at_or_after(column: pa.Array, start: str | int | float, key: str, place: Place) -> np.ndarray:
     type = column.type
     if isinstance(start, str) and kind_of(type) == "number":
-        raise place.error(0, f"the column holds numbers ({type}); give data.split.{key} as a number, not as the text {start!r}")
+        raise place.column_error(f"the column holds numbers ({type}); give data.split.{key} as a number, not as the text {start!r}")
     if not isinstance(start, str):
         if pa.types.is_temporal(type):
-            raise place.error(0, f"the column has type {type}; give data.split.{key} as an ISO date in quotes, not as {start!r}")
+            raise place.column_error(f"the column has type {type}; give data.split.{key} as an ISO date in quotes, not {start!r}")
         return numbers(column, place)[0] >= start
     if pa.types.is_temporal(type):
         return pc.greater_equal(column, _moment(start, type, key)).to_numpy(zero_copy_only=False)

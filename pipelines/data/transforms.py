@@ -61,23 +61,24 @@ class IdsTransform:
             ValueError: for a list where one value is needed, and the reverse.
         """
         column_type = column.type
+        try:
+            kind_of(column_type.value_type if is_list(column_type) else column_type)
+        except ValueError as error:
+            raise place.column_error(str(error)) from None
         if not self.many:
             if is_list(column_type):
-                raise place.error(
-                    0, f"the column holds lists ({column_type}); the feature takes one value per row: set max_len above 1"
+                raise place.column_error(
+                    f"the column holds lists ({column_type}); the feature takes one value: set max_len above 1"
                 )
-            kind_of(column_type)
             return column, None
         if pa.types.is_null(column_type):
             return column.slice(0, 0), np.zeros(len(column) + 1, np.int64)
         if self.separator and not is_text(column_type):
-            raise place.error(0, f"separator {self.separator!r} needs a text column, and this one has type {column_type}")
+            raise place.column_error(f"separator {self.separator!r} needs a text column, and this one has type {column_type}")
         if not self.separator and not is_list(column_type):
             hint = "set separator" if is_text(column_type) else "use kind: categorical with max_len: 1"
-            raise place.error(0, f"the feature takes lists, and the column has type {column_type}; {hint}")
-        values, offsets = explode(column, separator=self.separator, max_len=self.max_len, keep=self.keep)
-        kind_of(values.type)
-        return values, offsets
+            raise place.column_error(f"the feature takes lists, and the column has type {column_type}; {hint}")
+        return explode(column, separator=self.separator, max_len=self.max_len, keep=self.keep)
 
 
 @dataclass(frozen=True, kw_only=True)

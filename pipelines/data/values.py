@@ -39,6 +39,10 @@ class Place:
         row = self.first_row + row if self.rows is None else int(self.rows[row])
         return ValueError(f"{self.where or 'input'}: column {self.column!r}, data row {row + 1}: {text}")
 
+    def column_error(self, text: str) -> ValueError:
+        """An error about the whole column."""
+        return ValueError(f"{self.where or 'input'}: column {self.column!r}: {text}")
+
     def with_offsets(self, offsets: np.ndarray) -> "Place":
         return replace(self, offsets=offsets)
 
@@ -157,7 +161,7 @@ def numbers(values: pa.Array, place: Place) -> tuple[np.ndarray, np.ndarray]:
     elif kind_of(type) == "number":
         number = cast(values, pa.int64(), place, "a 64-bit signed integer; store such ids as text")
     else:
-        raise place.error(0, f"the column has type {type}, where numbers are needed")
+        raise place.column_error(f"the column has type {type}, where numbers are needed")
     missing = number.is_null().to_numpy(zero_copy_only=False)
     out = (number.fill_null(0) if number.null_count else number).to_numpy(zero_copy_only=False)
     if out.dtype == np.float64:

@@ -98,10 +98,10 @@ ASKED = st.one_of(st.none(), st.integers(-90, 90), st.sampled_from([0.5, -7.25, 
 
 
 @given(st.lists(st.integers(-50, 50), unique=True), st.lists(ASKED))
-def test_vocabulary_of_integers_reads_floats(known: list[float], asked: list[float | None]) -> None:
+def test_vocabulary_of_integers_reads_floats(known: list[int], asked: list[float | None]) -> None:
     """Pandas writes integers beside nulls as floats: 7.0 is 7, 7.25 is unknown."""
     vocabulary = Vocabulary(null="oov", values=pa.array(known, pa.int64()))
-    rows = {v: i + 1 for i, v in enumerate(known)}
+    rows: dict[float | None, int] = {v: i + 1 for i, v in enumerate(known)}
     expected = [rows.get(v, 0) for v in asked]
     assert vocabulary.encode(pa.array([None if v is None else float(v) for v in asked], pa.float64()), AT).tolist() == expected
 

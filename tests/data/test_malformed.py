@@ -254,7 +254,7 @@ CASES: dict[str, tuple[Write, dict[str, Any], dict[str, Any], str]] = {
     ),
     "a text for a number": (
         parquet(user=["a"], t=[5]), USER, {"train": "", **by("time", column="t", valid_from="5")},
-        "column 't', data row 1: the column holds numbers (int64); give data.split.valid_from as a number, not as the text '5'",
+        "column 't': the column holds numbers (int64); give data.split.valid_from as a number, not as the text '5'",
     ),
 }  # fmt: skip
 

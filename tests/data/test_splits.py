@@ -135,7 +135,7 @@ def test_no_split_is_all_train() -> None:
         ({"by": "hash"}, ["a", None], "file: column 'c', data row 2: the value is missing, and data.split goes by"),
         ({"by": "time", "valid_from": 3}, [1.0, float("nan")], "data row 2: the value is missing"),
         ({"by": "time", "valid_from": "2024-01-01"}, [20240101], "the column holds numbers (int64); give data.split.valid_from"),
-        ({"by": "time", "valid_from": 2024}, [dt.date(2024, 1, 1)], "valid_from as an ISO date in quotes, not as 2024"),
+        ({"by": "time", "valid_from": 2024}, [dt.date(2024, 1, 1)], "valid_from as an ISO date in quotes, not 2024"),
         ({"by": "time", "valid_from": "last week"}, [dt.date(2024, 1, 1)], "data.split.valid_from: 'last week' is not an ISO date"),
         ({"by": "time", "valid_from": "2024-01-01"}, ["2023-12-31", "01/02/2024"], "data row 2: '01/02/2024' is not written like"),
         ({"by": "time", "valid_from": 5}, ["4", "soon"], "data row 2: 'soon' is not a number"),

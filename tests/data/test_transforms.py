@@ -1,3 +1,4 @@
+import datetime as dt
 import itertools
 import json
 import subprocess
@@ -148,6 +149,40 @@ def test_all_null_columns_at_serving(transforms: Transforms) -> None:
     assert encoded.ids["history"][1].tolist() == [0, 0, 0]
     assert encoded.ids["item"][0].tolist() == [0, 0]
     assert encoded.dense[:, 0] == pytest.approx([0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("user", [["a"]], "'user': the column holds lists (list<item: string>); the feature takes one value"),
+        ("user", [{"a": 1}], "'user': a column of type struct<a: int64> cannot be read"),
+        ("history", [7], "'history': the feature takes lists, and the column has type int64; use kind: categorical"),
+        ("history", ["1 2"], "'history': the feature takes lists, and the column has type string; set separator"),
+        ("history", [["1", "x"]], "'history', data row 5: 'x' is not a number"),
+        ("tags", [["a"]], "'tags': separator '|' needs a text column, and this one has type list<item: string>"),
+        ("age", ["old"], "'age', data row 5: 'old' is not a number"),
+        ("age", [[1.0]], "'age': the column holds lists (list<item: double>), and the feature is numeric"),
+        ("age", [dt.date(2024, 1, 1)], "'age': the column has type date32[day], where numbers are needed"),
+        ("price", [-1.0], "'price', data row 5: log1p has no value at -1; put {clip: [0, null]} before log1p"),
+        ("city", [8], "'city', data row 5: 8 is out of range; ids: identity allows 0 .. 7"),
+        ("city", [None], "'city', data row 5: the value is missing, and ids.null is error"),
+    ],
+)
+def test_refused_values_are_named(transforms: Transforms, column: str, values: list, message: str) -> None:
+    table = raw(1, seed=5)
+    table = table.set_column(table.column_names.index(column), column, pa.array(values))
+    for options in ({"first_row": 4}, {"rows": np.array([4])}):
+        with pytest.raises(ValueError) as error:
+            transforms.encode(table, where="day.parquet", **options)
+        assert f"day.parquet: column {message}" in str(error.value)
+
+
+def test_missing_and_doubled_columns_are_named(transforms: Transforms) -> None:
+    table = raw(1)
+    with pytest.raises(ValueError, match=r"input: missing columns user; there are: usr, .*; did you mean 'usr' for 'user'"):
+        transforms.encode(table.rename_columns(["usr", *table.column_names[1:]]))
+    with pytest.raises(ValueError, match="input: columns given twice: user"):
+        transforms.encode(table.append_column("user", table["user"]))
 
 
 def test_saved_and_loaded_is_the_same(transforms: Transforms, tmp_path: Path) -> None:
