@@ -11,8 +11,9 @@ import re
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 HERE = Path(__file__).parent
 TORCH = "torch==2.13.0"
@@ -34,7 +35,7 @@ def resolve(python: str, wanted: list[str], constraints: Path | None = None) -> 
         command = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--only-binary", ":all:"]
         command += ["--report", report.name, *(["--constraint", str(constraints)] if constraints else []), *wanted]
         subprocess.run(command, check=True)
-        items = json.load(open(report.name))["install"]
+        items = json.loads(Path(report.name).read_text())["install"]
     return {canonical(i["metadata"]["name"]): i["metadata"]["version"].partition("+")[0] for i in items}
 
 
@@ -58,7 +59,8 @@ def merge(by_python: dict[str, dict[str, str]]) -> list[str]:
 
 def write(target: str, lines: list[str]) -> Path:
     path = HERE / f"{target}.txt"
-    path.write_text(f"# {HEADERS[target]}\n# Written by requirements/lock.py; install with: pip install --no-deps -r {path.name}\n" + "\n".join(lines) + "\n")
+    head = [f"# {HEADERS[target]}", f"# Written by requirements/lock.py; install with: pip install --no-deps -r {path.name}"]
+    path.write_text("\n".join([*head, *lines]) + "\n")
     return path
 
 
