@@ -1,6 +1,6 @@
 """Writes cpu.txt, cuda.txt and dev.txt: every package with its exact version, transitive ones included.
 
-    python3.11 requirements/lock.py PYTHON...        one interpreter (with pip) per supported Python, e.g. python3.10 python3.11 python3.12
+    python3.11 requirements/lock.py python3.10 python3.11 python3.12        one interpreter, with pip, per supported Python
 
 Nothing is installed: each interpreter's pip resolves with `--dry-run --report`, and where the Pythons disagree on a version the
 lines carry a marker. cpu.txt leaves out the packages that only the CUDA build of torch needs.
