@@ -80,7 +80,7 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
-    state = {"model": built.state_dict(), "optimizer": optimizer.state_dict(), "average": optimizer.average}
+    state = _state(built, optimizer)
     dcp.save(state, checkpoint_id=partial)
     torch.save(_rng_state(procs), partial / f"rng-{procs.rank}.pt")
     dist.barrier()
@@ -98,6 +98,11 @@ def save(
         _drop_old(run, keep=config.train.checkpoint.keep)
     dist.barrier()
     return final
+
+
+def _state(built: Built, optimizer: TrainOptimizer) -> dict[str, Any]:
+    average = {"average": optimizer.average} if optimizer.average else {}  # DCP cannot read an empty dict back
+    return {"model": built.state_dict(), "optimizer": optimizer.state_dict(), **average}
 
 
 def _rng_state(procs: Processes) -> dict[str, Tensor]:
@@ -239,7 +244,7 @@ def resume(folder: Path, *, built: Built, optimizer: TrainOptimizer, schema: Sch
     """
     _check_schema(folder, schema)
     optimizer.init_state()
-    state = {"model": built.state_dict(), "optimizer": optimizer.state_dict(), "average": optimizer.average}
+    state = _state(built, optimizer)
     moments, same_shape = _split_moments(folder, state["optimizer"]["state"])
     dcp.load({**state, "optimizer": {"state": same_shape}}, checkpoint_id=folder)
     for moment in moments:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import worker
 
 TIMEOUT_SECONDS = 300
