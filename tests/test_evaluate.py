@@ -9,6 +9,7 @@ import torch
 from sklearn import metrics as sk
 
 from torchrec_models import metrics
+from torchrec_models.pipelines.bootstrap import Draws
 from torchrec_models.pipelines.curves import score_curves
 from torchrec_models.pipelines.evaluate import (
     base_rate_metrics,
@@ -89,6 +90,23 @@ def test_gauc_resamples_users():
     p = np.tile([0.2, 0.5, 0.7], 50)
     interval = evaluate_binary(y, p, groups=np.arange(50).repeat(3), bootstrap=50)["gauc"]
     assert interval == (0.5, 0.5, 0.5)
+
+
+def test_gauc_varies_by_the_users_drawn():
+    """Every other user is ranked perfectly, the others backwards: gAUC is the mean of 100 coins, 0.5 +- 1.96 * 0.05."""
+    users = np.arange(100).repeat(2)
+    y = np.tile([0, 1], 100)
+    p = np.where(users % 2 == y, 0.6, 0.4)
+    interval = evaluate_binary(y, p, groups=users, bootstrap=1000)["gauc"]
+    assert interval.value == 0.5
+    assert interval.low == pytest.approx(0.402, abs=0.02) and interval.high == pytest.approx(0.598, abs=0.02)
+
+
+def test_interval_ends_are_the_95_percent_of_theory():
+    values = torch.linspace(-1, 1, 200, dtype=torch.float64)
+    low, high = Draws(0).spread(200, 2000, lambda counts: {"mean": float(values @ counts.double()) / 200})["mean"]
+    error = float(values.std(correction=0)) / 200**0.5
+    assert low == pytest.approx(-1.96 * error, abs=0.15 * error) and high == pytest.approx(1.96 * error, abs=0.15 * error)
 
 
 def test_bootstrap_is_seeded_and_the_point_does_not_move():
