@@ -338,9 +338,9 @@ def _split_moments(folder: Path, state: dict[str, dict[str, Any]]) -> tuple[list
         CheckpointError: state that the checkpoint does not have, in words.
     """
     saved = _metadata(folder)
-    moments, same_shape = [], {}
+    moments: list[_Moment] = []
+    same_shape: dict[str, dict[str, Any]] = {}
     for parameter, values in state.items():
-        same_shape[parameter] = {}
         for name, value in values.items():
             found = saved.get(f"optimizer.state.{parameter}.{name}")
             if found is None:
@@ -351,7 +351,7 @@ def _split_moments(folder: Path, state: dict[str, dict[str, Any]]) -> tuple[list
                 )
             size = tuple(value.size()) if isinstance(value, (Tensor, ShardedTensor)) else ()
             if not isinstance(found, TensorStorageMetadata) or tuple(found.size) == size:
-                same_shape[parameter][name] = value
+                same_shape.setdefault(parameter, {})[name] = value
                 continue
             big, small = max(size[0], found.size[0]), min(size[0], found.size[0])
             if len(size) != 1 or big % small:

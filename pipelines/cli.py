@@ -168,7 +168,7 @@ def _train(args: argparse.Namespace) -> None:
     result = train(config, resume=not args.fresh)
     if int(os.environ.get("RANK", "0")) == 0:
         shown = ", ".join(f"{k} {v:.5f}" for k, v in result.metrics.items())
-        print(f"{result.run}: {result.progress.stopped or 'not finished'} in {result.seconds:.1f} s; best at step {result.progress.best_step}" + (f": {shown}" if shown else ""))
+        print(f"{result.run}: {result.progress.stopped or f'reached step {result.progress.step}'} in {result.seconds:.1f} s; best at step {result.progress.best_step}" + (f": {shown}" if shown else ""))
         print(f"next: trm evaluate {result.run} && trm export {result.run}")
 
 

@@ -166,8 +166,7 @@ class Trainer:
 
     def _between_steps(self, monitor: Monitor, factor: float, watchdog: Watchdog | None) -> None:
         step, every = self.progress.step, self.config.train.checkpoint.every_steps
-        last = step == self.num_steps
-        evaluate = step % self.evaluate_every == 0 or last
+        evaluate = step % self.evaluate_every == 0 or step == self.num_steps
         if not evaluate and not (every and step % every == 0):
             return
         if watchdog:
@@ -178,7 +177,7 @@ class Trainer:
         is_best = False
         if evaluate:
             metrics = self._evaluate() if self.valid else {}
-            is_best = self._judge(metrics, last=last)
+            is_best = self._judge(metrics)
             monitor.show(factor, metrics)
             monitor.say(_summary(step, self.loader.num_batches, monitor.average_loss, metrics, is_best))
         checkpoint.save(
@@ -201,12 +200,10 @@ class Trainer:
         with evaluation_mode(self.built, self.optimizer):
             return validation_metrics(self.built, self.cache, self.valid, self.config, self.procs)
 
-    def _judge(self, metrics: dict[str, float], *, last: bool) -> bool:
+    def _judge(self, metrics: dict[str, float]) -> bool:
         """Note the evaluation in `progress`, slow down or stop if it brought nothing. Returns whether it is the best one."""
         progress, rule = self.progress, self.config.train.early_stopping
         progress.metrics = metrics
-        if last:
-            progress.stopped = f"reached step {self.num_steps}"
         if not metrics:
             progress.best_step = progress.step
             return True
