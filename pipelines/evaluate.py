@@ -15,10 +15,10 @@ from torch import Tensor
 from torchrec_models import metrics as M
 
 from .bootstrap import Draws
-from .columns import encode, group_codes, numbers, optional_numbers
+from .columns import Column, encode, group_codes, numbers, optional_numbers
 from .results import Evaluation, Interval, Metric, SliceRow, point
 
-Columns = Mapping[str, ArrayLike]
+Columns = Mapping[str, Column]
 
 
 def evaluate_columns(
@@ -28,7 +28,7 @@ def evaluate_columns(
     base_rate: float,
     kind: Literal["binary", "regression"] = "binary",
     weights: ArrayLike | None = None,
-    groups: ArrayLike | None = None,
+    groups: Column | None = None,
     slices: Columns | None = None,
     bootstrap: int = 0,
     seed: int = 0,
@@ -41,7 +41,7 @@ def evaluate_columns(
         scores: [N] probabilities for `binary`, predictions for `regression`.
         base_rate: the mean label of the *training* rows: the constant prediction to beat.
         weights: [N] >= 0.
-        groups: [N] users, of any type, for gAUC.
+        groups: [N] users, of any type (numpy or Arrow), for gAUC; a null is a user of its own.
         slices: column name -> [N] values of any type.
         bootstrap: resamples behind the intervals; 0: none. Slices get intervals, too.
 
@@ -77,7 +77,7 @@ def evaluate_binary(
     scores: ArrayLike,
     *,
     weights: ArrayLike | None = None,
-    groups: ArrayLike | None = None,
+    groups: Column | None = None,
     bootstrap: int = 0,
     seed: int = 0,
 ) -> dict[str, Metric]:
@@ -137,7 +137,7 @@ def evaluate_slices(
     *,
     kind: Literal["binary", "regression"] = "binary",
     weights: ArrayLike | None = None,
-    groups: ArrayLike | None = None,
+    groups: Column | None = None,
     bootstrap: int = 0,
     seed: int = 0,
     max_values: int = 20,

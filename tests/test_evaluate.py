@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from sklearn import metrics as sk
@@ -62,6 +63,20 @@ def test_rows_without_a_group_only_lower_the_coverage():
     got, rest = evaluate_binary(y, p, groups=known), evaluate_binary(y[users >= 10], p[users >= 10], groups=users[users >= 10])
     assert got["gauc"] == pytest.approx(rest["gauc"])
     assert got["gauc_coverage"] == pytest.approx(rest["gauc_coverage"] * (users >= 10).mean())
+
+
+def test_arrow_columns_are_numpy_columns():
+    """Also chunked, with nulls, and with ids that a float64 would merge."""
+    y, p, users, _ = rows()
+    ids = [None if u < 5 else 2**60 + int(u) for u in users]
+    expected = evaluate_binary(y, p, groups=np.array([None if i is None else str(i) for i in ids], dtype=object))
+    chunked = pa.chunked_array([pa.array(ids[:100]), pa.array(ids[100:])])
+    assert evaluate_binary(y, p, groups=chunked) == pytest.approx(expected)
+    assert evaluate_binary(y, p, groups=pa.array(users)) == evaluate_binary(y, p, groups=users)
+    half = pa.chunked_array([pa.array(["a", None] * 100), pa.array(["a", None] * 100)]).dictionary_encode()
+    assert [(r.value, r.num_rows) for r in evaluate_slices(y, p, {"half": half})["half"]] == [("a", 200), ("(missing)", 200)]
+    tenth = pa.array([0.1, float("nan"), None, 0.1] * 100)
+    assert [(r.value, r.num_rows) for r in evaluate_slices(y, p, {"t": tenth})["t"]] == [("0.1", 200), ("(missing)", 200)]
 
 
 def test_bootstrap_intervals_match_resampling_by_hand():
