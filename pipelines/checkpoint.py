@@ -88,7 +88,8 @@ def save(
         (partial / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
         (partial / "config.json").write_text(config.model_dump_json(indent=1))
         (partial / "schema.json").write_text(json.dumps(schema.to_dict(), indent=1))
-        (partial / "plan.txt").write_text(f"{procs.world_size} processes\n{built.task.plan if built.is_sharded else 'not sharded'}\n")
+        plan = built.task.plan if built.is_sharded else "not sharded"
+        (partial / "plan.txt").write_text(f"{procs.world_size} processes\n{plan}\n")
         _link_tree(transforms, partial / "transforms")
         _write_manifest(partial)
         shutil.rmtree(final, ignore_errors=True)
@@ -286,7 +287,7 @@ def load_model(path: Path, *, which: str = "best") -> LoadedModel:
     folder = choose(path, which=which)
     config, schema = read_config(folder), read_schema(folder)
     options = {k: v for k, v in config.model.items() if k != "name"}
-    task: nn.Module = build(schema, config.model["name"], options, width_multiple=table_width_multiple(config))
+    task = build(schema, config.model["name"], options, width_multiple=table_width_multiple(config))
     load_weights(folder, task.state_dict(), averaged=config.train.ema > 0, no_dist=True)
     model = task.model.eval()
     return LoadedModel(model, schema, config, folder / "transforms", folder, read_progress(folder))
@@ -326,6 +327,7 @@ class _Moment:
         saved = torch.empty(self.saved_size)
         dcp.load({"optimizer": {"state": {self.parameter: {self.name: saved}}}}, checkpoint_id=folder)
         whole = saved.view(-1, self.num_rows).mean(dim=0)
+        assert isinstance(self.target, ShardedTensor), self.parameter
         for shard in self.target.local_shards():
             start = shard.metadata.shard_offsets[0] % self.num_rows
             shard.tensor.copy_(whole[start : start + shard.tensor.shape[0]])

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trm",
-        description="Recommenders on TorchRec: from a click log to a trained, evaluated and exported model. One YAML file is one run.",
+        description="Recommenders on TorchRec: from a click log to a trained, evaluated and exported model. One YAML is one run.",
         epilog="a first run:  trm check CONFIG && trm prepare CONFIG && trm train CONFIG && trm evaluate RUN && trm export RUN",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = _verb(verbs, "check", _check, "validate a config and the data it names, and report every mistake at once")
     _config(check)
-    check.add_argument("--print", action="store_true", dest="show", help="show the resolved config: defaults filled in, patterns expanded")
+    check.add_argument("--print", action="store_true", dest="show", help="show the resolved config, with defaults and patterns")
     check.add_argument("--no-data", action="store_true", help="do not look at the data files")
 
     schema = _verb(verbs, "schema", _schema, "write the JSON Schema of config files, for editors that complete and check YAML")
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _config(prepare)
     prepare.add_argument("--force", action="store_true", help="replace a cache that was prepared from other data or settings")
 
-    train = _verb(verbs, "train", _train, "train, from the last checkpoint if there is one; several processes through torchrun or torchx")
+    train = _verb(verbs, "train", _train, "train, from the last checkpoint if there is one (several processes: torchx run)")
     _config(train)
     train.add_argument("--fresh", action="store_true", help="refuse to go on from existing checkpoints")
 
@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", type=Path, required=True, help="predictions.parquet or predictions.csv")
     predict.add_argument("--batch-rows", type=int, default=16_384, help="rows scored at a time (default: 16384)")
 
-    export = _verb(verbs, "export", _export, "write a bundle: ONNX graph, transforms, vocabularies, manifest; checked against PyTorch on real rows")
+    export = _verb(
+        verbs, "export", _export, "write a bundle (ONNX graph, transforms, manifest), checked against PyTorch on real rows"
+    )
     _run(export)
     export.add_argument("--out", type=Path, help="bundle folder; default: RUN/bundle")
     export.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
@@ -168,12 +170,14 @@ def _train(args: argparse.Namespace) -> None:
     result = train(config, resume=not args.fresh)
     if int(os.environ.get("RANK", "0")) == 0:
         shown = ", ".join(f"{k} {v:.5f}" for k, v in result.metrics.items())
-        print(f"{result.run}: {result.progress.stopped or f'reached step {result.progress.step}'} in {result.seconds:.1f} s; best at step {result.progress.best_step}" + (f": {shown}" if shown else ""))
+        ended = result.progress.stopped or f"reached step {result.progress.step}"
+        best = f"best at step {result.progress.best_step}" + (f": {shown}" if shown else "")
+        print(f"{result.run}: {ended} in {result.seconds:.1f} s; {best}")
         print(f"next: trm evaluate {result.run} && trm export {result.run}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from .evaluate_run import evaluate_run
+    from .evaluation.run import evaluate_run
 
     text = evaluate_run(args.run, split=args.split, which=args.which)
     if int(os.environ.get("RANK", "0")) == 0:
@@ -189,7 +193,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from .export_run import export_run
+    from .export.run import export_run
 
     print(export_run(args.run, out=args.out or args.run / "bundle", which=args.which, overwrite=args.overwrite))
 

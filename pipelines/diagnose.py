@@ -22,7 +22,7 @@ def explain_non_finite(built: Built, loader: Loader, *, step: int, losses_BT: Te
         if losses_BT.shape[0] == batch.num_rows:
             lines += _rows(batch, ~torch.isfinite(losses_BT).all(dim=1).cpu(), loader)
         lines += _parameters(built)
-    lines.append("what helps: a clip or log1p step on the feature named above, a lower train.dense.lr or train.sparse.lr, clip_norm")
+    lines.append("what helps: a clip or log1p step on that feature, a lower train.dense.lr or train.sparse.lr, train.clip_norm")
     return NonFiniteLoss("\n  ".join(lines))
 
 
@@ -50,4 +50,5 @@ def _parameters(built: Built) -> list[str]:
             broken.append(name)
     if not broken:
         return ["all parameters are still finite"]
-    return [f"parameters that are not finite any more: {', '.join(broken[:SHOWN])}" + (f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else "")]
+    more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+    return [f"parameters that are not finite any more: {', '.join(broken[:SHOWN])}{more}"]

@@ -26,7 +26,7 @@ from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ModuleSharder, ShardedModule, ShardingPlan
 
-from torchrec_models.model import build
+from torchrec_models.model import TrainTask, build
 from torchrec_models.schema import Schema, Table
 
 from .config import RunConfig, ShardingConfig
@@ -275,7 +275,7 @@ class Built:
     """
 
     task: nn.Module
-    plain: nn.Module
+    plain: TrainTask
     embedding_parameters: dict[str, nn.Parameter]
 
     @property
@@ -307,12 +307,13 @@ def build_task(config: RunConfig, schema: Schema, procs: Processes) -> Built:
     parameters = {k: p for k, p in task.model.embedding.named_parameters() if _WEIGHT.search(f".{k}")}
     net = task.model.net
     if train.precision == "bfloat16":
-        net.forward = torch.autocast(procs.device.type, dtype=torch.bfloat16)(net.forward)  # tables and loss stay float32
+        # tables and loss stay float32
+        net.forward = torch.autocast(procs.device.type, dtype=torch.bfloat16)(net.forward)  # type: ignore[method-assign]
     if train.compile:
         net.compile()
     if not fused:
         init_tables(task, tables, seed=train.seed)
-        wrapped = task
+        wrapped: nn.Module = task
         if procs.world_size > 1:
             wrapped = nn.parallel.DistributedDataParallel(task, broadcast_buffers=False)
         return Built(wrapped, task, parameters)

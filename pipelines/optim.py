@@ -135,7 +135,7 @@ class TrainOptimizer(OptimizerWrapper):
     def step(self, closure: Any = None) -> None:
         if self.config.embedding_l2:
             # the gradient of (l2 / 2) |W|^2, written into .grad: exact, and without a pass through autograd
-            torch._foreach_add_([w.grad for w in self.tables], self.tables, alpha=self.config.embedding_l2)
+            torch._foreach_add_([w.grad for w in self.tables], list[Tensor](self.tables), alpha=self.config.embedding_l2)  # type: ignore[misc]
         if self.config.clip_norm:
             self.last_norm = nn.utils.clip_grad_norm_(list(self.dense_params.values()), self.config.clip_norm)
         self._optimizer.step(closure)

@@ -66,11 +66,9 @@ def predict(
         source = open_source(config, list(inputs), columns=columns)
         per_process = -(-batch_rows // procs.world_size)
         num_rows = 0
-        with (
-            evaluation_mode(built),
-            _Writer(out, [t.name for t in schema.tasks], config.data.row_id, enabled=procs.is_first) as writer,
-            tqdm(total=source.num_rows, desc="predicting", unit="row", unit_scale=True, disable=not progress or not procs.is_first) as bar,
-        ):
+        bar = tqdm(total=source.num_rows, desc="predicting", unit="row", unit_scale=True, disable=not (progress and procs.is_first))
+        sink = _Writer(out, [t.name for t in schema.tasks], config.data.row_id, enabled=procs.is_first)
+        with evaluation_mode(built), sink as writer, bar:
             binary = torch.tensor([t.kind == "binary" for t in schema.tasks], device=procs.device)
             scorer = _Scorer(built, transforms, BatchBuilder(schema), binary, procs)
             for chunk in _chunks(source, per_process * procs.world_size):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from torchrec_models.batch import Batch
+from torchrec_models.model import CandidateId
 from torchrec_models.retrieval_metrics import mrr, ndcg_at_k, recall_at_k
 
 from .config import RunConfig
-from .data.loader import Loader
 from .data.rows import BatchBuilder, Rows, single_valued
 from .data.shards import Cache
 from .distributed import Built, Processes
@@ -67,24 +67,45 @@ def retrieval_metrics(built: Built, cache: Cache, split: str, config: RunConfig,
 
     assert config.retrieval is not None
     corpus = encode_corpus(built, cache, config, procs)
-    candidate_id = built.plain.candidate_id
+    candidate_id = CandidateId(cache.schema)
 
     def encode(batch: Batch) -> tuple[Tensor, Tensor]:
         return built.plain.model(batch)[0].float(), candidate_id(batch)
 
     queries, relevant = for_each_batch(evaluation_loader(cache, split, config, procs), procs, encode)
-    found: dict[str, float] = {}
-    if procs.is_first:
-        seen = seen_pairs(cache, split, corpus) if config.retrieval.exclude_seen else None
-        k = max(config.retrieval.k)
-        retrieved = corpus.ids[top_k(queries, corpus, k=k, seen=seen)]
-        for at in config.retrieval.k:
-            found[f"recall@{at}"] = recall_at_k(retrieved, relevant, k=at)
-            found[f"ndcg@{at}"] = ndcg_at_k(retrieved, relevant, k=at)
-        found[f"mrr@{k}"] = mrr(retrieved, relevant, k=k)
+    found = _judge(queries, relevant, corpus, cache, split, config) if procs.is_first else {}
     shared = procs.broadcast(found)
     assert isinstance(shared, dict)
     return shared
+
+
+def popularity_metrics(cache: Cache, split: str, config: RunConfig) -> dict[str, float]:
+    """The same metrics of the model that ranks candidates by their number of training rows, for everyone alike."""
+    column = candidate_column(cache)
+
+    def ids_of(name: str) -> Tensor:
+        data = cache.split(name)
+        return torch.cat([data.read(i, 0, s.num_rows).ids[:, column] for i, s in enumerate(data.shards)]).long()
+
+    everywhere = torch.cat([ids_of(name) for name in cache.splits]).unique()
+    counts = torch.bincount(ids_of("train"), minlength=int(everywhere.max()) + 1)[everywhere]
+    relevant = ids_of(split)
+    # one query "vector" and one column of counts: the dot product is the count
+    corpus = Corpus(everywhere, counts[:, None].float())
+    return _judge(torch.ones(len(relevant), 1), relevant, corpus, cache, split, config)
+
+
+def _judge(queries_QK: Tensor, relevant_Q: Tensor, corpus: Corpus, cache: Cache, split: str, config: RunConfig) -> dict[str, float]:
+    assert config.retrieval is not None
+    seen = seen_pairs(cache, split, corpus) if config.retrieval.exclude_seen else None
+    k = max(config.retrieval.k)
+    retrieved = corpus.ids[top_k(queries_QK, corpus, k=k, seen=seen)]
+    found = {}
+    for at in config.retrieval.k:
+        found[f"recall@{at}"] = recall_at_k(retrieved, relevant_Q, k=at)
+        found[f"ndcg@{at}"] = ndcg_at_k(retrieved, relevant_Q, k=at)
+    found[f"mrr@{k}"] = mrr(retrieved, relevant_Q, k=k)
+    return found
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -17,14 +15,14 @@ from .config import RunConfig
 from .data.loader import Loader
 from .data.shards import Cache
 from .distributed import Built, Processes
+from .evaluation.columns import group_codes
 from .optim import TrainOptimizer
 from .retrieve import retrieval_metrics
 
-LOWER_IS_BETTER = ("log_loss", "normalized_entropy", "wll", "rmse", "mae", "ece")
-
 
 def lower_is_better(metric: str) -> bool:
-    return metric.endswith(LOWER_IS_BETTER)
+    """For a metric of `validation_metrics`, which may carry its task's name in front."""
+    return any(way == "lower" and metric.endswith(name) for name, way in M.DIRECTION.items())
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,10 @@ class Scores:
 @contextmanager
 def evaluation_mode(built: Built, optimizer: TrainOptimizer | None = None) -> Iterator[None]:
     """eval(), no gradients, and the averaged dense weights in place where the optimizer keeps them."""
-    swapped = optimizer.average if optimizer is not None else {}
 
     def swap() -> None:
-        for name, average in swapped.items():
-            parameter = optimizer.dense_params[name]
+        pairs = [(optimizer.dense_params[k], average) for k, average in optimizer.average.items()] if optimizer else []
+        for parameter, average in pairs:
             live = parameter.detach().clone()
             parameter.copy_(average)
             average.copy_(live)
@@ -113,8 +110,7 @@ def validation_metrics(built: Built, cache: Cache, split: str, config: RunConfig
     scores = score(built, cache, split, config, procs)
     found: dict[str, float] = {}
     if procs.is_first:
-        group = cache.split(split).column("group") if config.data.group else None
-        codes = _codes(group) if group is not None else None
+        codes = group_codes(cache.split(split).column("group")) if config.data.group else None
         for i, task in enumerate(cache.schema.tasks):
             y, s, w = scores.labels[:, i], scores.predictions[:, i], scores.weights[:, i]
             if task.kind == "binary":
@@ -129,9 +125,3 @@ def validation_metrics(built: Built, cache: Cache, split: str, config: RunConfig
     shared = procs.broadcast(found)
     assert isinstance(shared, dict)
     return shared
-
-
-def _codes(column: pa.ChunkedArray) -> Tensor:
-    """Any Arrow column -> int64 codes, missing values a group of their own."""
-    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-    return torch.from_numpy(np.asarray(encoded.indices, dtype=np.int64))

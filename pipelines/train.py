@@ -100,9 +100,7 @@ class Trainer:
         )
         self.num_steps = train.steps or train.epochs * self.loader.num_batches
         self.built: Built = build_task(config, cache.schema, procs)
-        self.optimizer = TrainOptimizer(
-            self.built.task, train, num_steps=self.num_steps, tables=self.built.embedding_parameters
-        )
+        self.optimizer = TrainOptimizer(self.built.task, train, num_steps=self.num_steps, tables=self.built.embedding_parameters)
         pipeline = TrainPipelineSparseDist if self.built.is_sharded else TrainPipelineBase
         self.pipeline = pipeline(self.built.task, self.optimizer, procs.device)
         self.progress = Progress()
@@ -236,6 +234,8 @@ class Trainer:
 
 def _summary(step: int, steps_per_epoch: int, loss: float, metrics: dict[str, float], is_best: bool) -> str:
     shown = ", ".join(f"{k} {v:.5f}" for k, v in metrics.items() if k.endswith(("auc", "log_loss", "rmse")) or "@" in k)
-    return f"step {step} (epoch {step / steps_per_epoch:.2f}): loss {loss:.5f}" + (f", valid {shown}" if shown else "") + (
-        "  *best" if is_best and metrics else ""
+    return (
+        f"step {step} (epoch {step / steps_per_epoch:.2f}): loss {loss:.5f}"
+        + (f", valid {shown}" if shown else "")
+        + ("  *best" if is_best and metrics else "")
     )

@@ -12,8 +12,8 @@ from torchrec_models.pipelines.data.ids import Hash, Identity, Vocabulary
 from torchrec_models.pipelines.data.numeric import Fill, Log1p, Standard
 from torchrec_models.pipelines.data.rows import list_valued, single_valued
 from torchrec_models.pipelines.data.transforms import IdsTransform, NumericTransform, Transforms
-from torchrec_models.pipelines.export import export
-from torchrec_models.pipelines.parity import ParityReport
+from torchrec_models.pipelines.export.export import export
+from torchrec_models.pipelines.export.parity import ParityReport
 from torchrec_models.schema import Schema, Task
 
 OPTIONS = {

@@ -83,6 +83,20 @@ def _say(progress: bool, text: str) -> None:
         print(text, file=sys.stderr)
 
 
+def check_data(config: RunConfig) -> None:
+    """Look at the data without reading it all: every file opens, columns are there, and the first rows have usable types.
+
+    Raises:
+        ValueError: the first fault, with file and column.
+    """
+    for source in _sources(config).values():
+        next(iter(source.batches()))
+
+
+def _sources(config: RunConfig) -> dict[str, Source]:
+    return {split: open_source(config, paths) for split in SPLITS if (paths := getattr(config.data, split))}
+
+
 def open_prepared(config: RunConfig) -> Cache:
     """The finished cache of a config, for those who do not want to make one (training, evaluation).
 
@@ -150,7 +164,7 @@ def _publish(complete: Path, folder: Path) -> None:
 
 def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, progress: bool) -> None:
     """Makes `partial/cache` complete, from whatever an earlier run left there."""
-    sources = {split: open_source(config, paths) for split in SPLITS if (paths := getattr(config.data, split))}
+    sources = _sources(config)
     fingerprint = fingerprint_of(inputs)
     journal = Journal(partial / "journal.jsonl", {"fingerprint": fingerprint, "versions": versions()})
     work = partial / "cache"

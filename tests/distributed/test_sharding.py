@@ -88,7 +88,7 @@ def test_three_processes_go_on_where_two_stopped(folder: Path, one: dict[str, An
 
 def test_row_wise_moments_survive_a_change_to_column_shards_and_back(folder: Path) -> None:
     """Row-wise Adagrad keeps one moment per row and column shard; torch's checkpoint alone cannot reshard that."""
-    rowwise = {"train__sparse__optimizer": "rowwise_adagrad"}
+    rowwise = {"train__sparse__optimizer": "rowwise_adagrad", "train__schedule__kind": "constant"}
     begun = {**rowwise, "sharding__types": ["row_wise"], "train__steps": 6}
     (folder / "plans.json").write_text(json.dumps({"moments": begun}))
     launch("resume", folder, 2)

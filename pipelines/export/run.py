@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import yaml
 
-from . import checkpoint
-from .config import RunConfig
-from .data.sources import open_source
-from .data.transforms import Transforms
+from .. import checkpoint
+from ..config import RunConfig
+from ..data.sources import open_source
+from ..data.transforms import Transforms
 from .export import export
 
 

@@ -19,13 +19,14 @@ from torchrec_models.model import Ranker, Retriever
 from torchrec_models.net import Inputs
 from torchrec_models.schema import Schema, Side, Task
 
-from .slots import FeatureSlots, SlotLayout
+from ..serving.slots import FeatureSlots, SlotLayout
 
 
 def table_weights(embedding: EmbeddingLayer) -> dict[str, Tensor]:
     """Every table's stored weight [rows, stored width] by table name, first-order companions included."""
     weights = {name.split(".")[-2]: p.detach() for name, p in embedding.named_parameters()}  # ....<table>.weight
-    assert all(w.device.type == "cpu" for w in weights.values()) and set(weights) == {t.name for t in embedding.tables}, list(weights)
+    assert all(w.device.type == "cpu" for w in weights.values())
+    assert set(weights) == {t.name for t in embedding.tables}, list(weights)
     return weights
 
 

@@ -14,11 +14,11 @@ import torch
 
 from torchrec_models.model import Ranker, Retriever
 
-from .bundle import Graph, scaled_difference
-from .data.loader import to_batch
-from .data.transforms import Transforms
-from .data.values import is_list, is_text, one_array, plain
-from .export_graph import predictions
+from ..data.loader import to_batch
+from ..data.transforms import Transforms
+from ..data.values import is_list, is_text, one_array, plain
+from ..serving.bundle import Graph, scaled_difference
+from .graph import predictions
 
 NUM_EXAMPLES = 5
 

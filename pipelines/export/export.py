@@ -27,12 +27,12 @@ import torch
 from torchrec_models.model import Ranker, Retriever
 from torchrec_models.schema import Schema, Side
 
-from .bundle import Graph
-from .bundle_files import CONFIG, EXAMPLES, check_free, publish, write_manifest
-from .data.transforms import Transforms
-from .export_graph import RankingGraph, TowerGraph
+from ..data.transforms import Transforms
+from ..serving.bundle import Graph
+from ..serving.bundle_files import CONFIG, EXAMPLES, check_free, publish, write_manifest
+from ..serving.slots import SlotLayout
+from .graph import RankingGraph, TowerGraph
 from .parity import ParityError, ParityReport, check_parity, examples, reference_answers
-from .slots import SlotLayout
 
 OPSET = 20
 _PACKAGES = ("torchrec-models", "torch", "torchrec", "onnx", "onnxscript", "onnxruntime", "numpy", "pyarrow")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from torchrec_models.pipelines.data.values import Place, numbers, strings
-from torchrec_models.pipelines.parity import json_values
+from torchrec_models.pipelines.export.parity import json_values
 
 DAY = datetime.datetime(2024, 3, 1, 12, 30)
 PLACE = Place("", "x")

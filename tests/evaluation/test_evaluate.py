@@ -10,16 +10,16 @@ import torch
 from sklearn import metrics as sk
 
 from torchrec_models import metrics
-from torchrec_models.pipelines.bootstrap import Draws
-from torchrec_models.pipelines.curves import score_curves
-from torchrec_models.pipelines.evaluate import (
+from torchrec_models.pipelines.evaluation.bootstrap import Draws
+from torchrec_models.pipelines.evaluation.curves import score_curves
+from torchrec_models.pipelines.evaluation.evaluate import (
     base_rate_metrics,
     evaluate_binary,
     evaluate_columns,
     evaluate_regression,
     evaluate_slices,
 )
-from torchrec_models.pipelines.results import Evaluation, Interval, point, render, write_metrics
+from torchrec_models.pipelines.evaluation.results import Evaluation, Interval, point, render, write_metrics
 
 
 def rows(seed: int = 0, num_rows: int = 400):

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import yaml
 
-from . import checkpoint
-from .checkpoint import Progress
-from .config import RunConfig
+from .. import checkpoint
+from ..checkpoint import Progress
+from ..config import RunConfig
+from ..data.prepare import open_prepared
+from ..data.shards import Cache, SplitData
+from ..distributed import Processes, build_task, processes
+from ..retrieve import popularity_metrics, retrieval_metrics
+from ..scoring import Scores, evaluation_mode, score
 from .curves import score_curves
-from .data.prepare import open_prepared
-from .data.shards import Cache, SplitData
-from .distributed import Processes, build_task, processes
 from .evaluate import evaluate_columns
 from .report import TaskReport, read_history, write_report
 from .results import Evaluation, render
-from .retrieve import retrieval_metrics
-from .scoring import Scores, evaluation_mode, score
 
 
 def evaluate_run(path: Path, *, split: str = "test", which: str = "best", progress: bool = True) -> str:
@@ -45,7 +45,7 @@ def evaluate_run(path: Path, *, split: str = "test", which: str = "best", progre
         with evaluation_mode(built):
             if config.retrieval is not None:
                 found = retrieval_metrics(built, cache, split, config, procs)
-                tasks = {"retrieval": _retrieval(found, cache, split)} if procs.is_first else {}
+                tasks = {"retrieval": _retrieval(found, cache, split, config)} if procs.is_first else {}
             else:
                 scores = score(built, cache, split, config, procs, progress="evaluating" if progress else "")
                 tasks = _ranking(scores, cache, data, config) if procs.is_first else {}
@@ -74,9 +74,10 @@ def _ranking(scores: Scores, cache: Cache, data: SplitData, config: RunConfig) -
     return reports
 
 
-def _retrieval(found: dict[str, float], cache: Cache, split: str) -> TaskReport:
+def _retrieval(found: dict[str, float], cache: Cache, split: str, config: RunConfig) -> TaskReport:
+    base = popularity_metrics(cache, split, config)
     num_rows = cache.split(split).num_rows
-    return TaskReport(Evaluation(kind="retrieval", num_rows=num_rows, base_name="", metrics=dict(found), base={}))
+    return TaskReport(Evaluation(kind="retrieval", num_rows=num_rows, base_name="popularity", metrics=dict(found), base=base))
 
 
 def _write(folder: Path, tasks: dict[str, TaskReport], config: RunConfig, split: str, procs: Processes) -> str:
@@ -91,7 +92,7 @@ def _write(folder: Path, tasks: dict[str, TaskReport], config: RunConfig, split:
         "tasks": {name: task.evaluation.to_dict() for name, task in tasks.items()},
     }
     partial = out / "metrics.json.partial"
-    partial.write_text(json.dumps(metrics, indent=1))
+    partial.write_text(json.dumps(metrics, indent=1, allow_nan=False))
     os.replace(partial, out / "metrics.json")
     history = run / "metrics.csv"
     report = write_report(
@@ -108,7 +109,5 @@ def _write(folder: Path, tasks: dict[str, TaskReport], config: RunConfig, split:
             "processes": str(procs.world_size),
         },
     )
-    tables = "\n\n".join(
-        (f"{name}\n" if len(tasks) > 1 else "") + render(task.evaluation) for name, task in tasks.items()
-    )
+    tables = "\n\n".join((f"{name}\n" if len(tasks) > 1 else "") + render(task.evaluation) for name, task in tasks.items())
     return f"{tables}\n\n{report}\n{out / 'metrics.json'}"

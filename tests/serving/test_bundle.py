@@ -12,10 +12,10 @@ import torch
 from bundle_cases import CLICK_SCHEMA, click_rows, click_transforms, export_model, make_model
 
 import torchrec_models
-from torchrec_models.pipelines.bundle import Bundle, scaled_difference
-from torchrec_models.pipelines.bundle_files import blake2b, read_manifest
 from torchrec_models.pipelines.data.loader import to_batch
-from torchrec_models.pipelines.export_graph import predictions
+from torchrec_models.pipelines.export.graph import predictions
+from torchrec_models.pipelines.serving.bundle import Bundle, scaled_difference
+from torchrec_models.pipelines.serving.bundle_files import blake2b, read_manifest
 
 ROWS = click_rows(40, seed=5)
 ROW = {

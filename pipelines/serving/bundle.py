@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from torchrec_models.schema import Schema
 
+from ..data.transforms import Encoded, Transforms
 from .bundle_files import EXAMPLES, read_manifest
-from .data.transforms import Encoded, Transforms
-from .serving.codec import Row, RowCodec
+from .codec import Row, RowCodec
 from .slots import SlotLayout
 
 Rows: TypeAlias = Sequence[Row] | pa.Table | pa.RecordBatch

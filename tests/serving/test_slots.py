@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fixtures import RETRIEVAL_SCHEMA, SCHEMAS, categorical, make_schema, numeric, sequence
 
-from torchrec_models.pipelines.slots import SlotLayout
+from torchrec_models.pipelines.serving.slots import SlotLayout
 
 SCHEMA = make_schema(
     [

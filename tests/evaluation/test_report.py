@@ -6,11 +6,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from torchrec_models.pipelines.curves import score_curves
-from torchrec_models.pipelines.evaluate import evaluate_columns
-from torchrec_models.pipelines.findings import findings, weak_slices
-from torchrec_models.pipelines.report import TaskReport, read_history, write_report
-from torchrec_models.pipelines.results import Evaluation
+from torchrec_models.pipelines.evaluation.curves import score_curves
+from torchrec_models.pipelines.evaluation.evaluate import evaluate_columns
+from torchrec_models.pipelines.evaluation.findings import findings, weak_slices
+from torchrec_models.pipelines.evaluation.report import TaskReport, read_history, write_report
+from torchrec_models.pipelines.evaluation.results import Evaluation
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 

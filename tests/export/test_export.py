@@ -21,13 +21,13 @@ from fixtures import RETRIEVAL_SCHEMA, SCHEMAS, as_batch, categorical, make_rows
 
 from torchrec_models.embedding import EmbeddingLayer
 from torchrec_models.model import build
-from torchrec_models.pipelines.bundle import Bundle
 from torchrec_models.pipelines.data.ids import Vocabulary
 from torchrec_models.pipelines.data.loader import to_batch
-from torchrec_models.pipelines.export import export
-from torchrec_models.pipelines.export_graph import FlatEmbedding, flat_table, table_weights
-from torchrec_models.pipelines.parity import ParityError
-from torchrec_models.pipelines.slots import SlotLayout
+from torchrec_models.pipelines.export.export import export
+from torchrec_models.pipelines.export.graph import FlatEmbedding, flat_table, table_weights
+from torchrec_models.pipelines.export.parity import ParityError
+from torchrec_models.pipelines.serving.bundle import Bundle
+from torchrec_models.pipelines.serving.slots import SlotLayout
 from torchrec_models.schema import Task
 
 MIXED_WIDTHS = make_schema(

@@ -1,0 +1,1 @@
+"""How good a trained run is: exact metrics, intervals, slices, and a page to look at."""
