@@ -148,16 +148,19 @@ class InBatchSoftmax(nn.Module):
             # not a clamp in the graph: its gradient outside the bounds is zero and would hold the temperature there
             with torch.no_grad():
                 self.log_temperature.clamp_(*map(math.log, self.TEMPERATURES))
-        with torch.autocast(query_BK.device.type, enabled=False):  # bfloat16 is too coarse for scores divided by 0.05
-            scores_BN = query_BK @ candidates_NK.T / self.log_temperature.exp()
+        # [B, N] is large: scale and correct the vectors, so that one product makes the scores, and mask them in place
+        query_BK = query_BK / self.log_temperature.exp()
         if self.log_q and self.training:
             self._see(ids_N)
-            scores_BN = scores_BN + self.gap_steps[ids_N.clamp(min=0)].log()  # Q = 1 / gap
-        out_BN = (ids_N < 0)[None, :]
-        if self.mask_hits:
-            out_BN = out_BN | (ids_B[:, None] == ids_N[None, :])
-        is_own_BN = own_B[:, None] == torch.arange(len(ids_N), device=ids_N.device)[None, :]
-        scores_BN = scores_BN.masked_fill(out_BN & ~is_own_BN, float("-inf"))
+            correction_N1 = self.gap_steps[ids_N.clamp(min=0)].log()[:, None]  # -log Q, Q = 1 / gap
+            query_BK = torch.cat([query_BK, torch.ones_like(query_BK[:, :1])], dim=1)
+            candidates_NK = torch.cat([candidates_NK, correction_N1.to(candidates_NK.dtype)], dim=1)
+        with torch.autocast(query_BK.device.type, enabled=False):  # bfloat16 is too coarse for scores divided by 0.05
+            scores_BN = query_BK @ candidates_NK.T
+        out_BN = ids_B[:, None] == ids_N[None, :] if self.mask_hits else torch.zeros_like(scores_BN, dtype=torch.bool)
+        out_BN |= ids_N < 0
+        out_BN[torch.arange(batch_rows, device=own_B.device), own_B] = False
+        scores_BN.masked_fill_(out_BN, float("-inf"))
         losses_B1 = F.cross_entropy(scores_BN, own_B, reduction="none")[:, None]
         loss = weighted_mean(losses_B1, weights_B1).sum()
         own_score_B1 = scores_BN.detach().gather(1, own_B[:, None])
