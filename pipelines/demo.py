@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from .config import RunConfig, load
 from .data.prepare import prepare
-from .evaluate_run import evaluate_run
+from .evaluation.run import evaluate_run
 from .train import train
 
 FOLDER = Path("data/ml-100k")

@@ -111,6 +111,12 @@ def test_modules_import_what_they_may(name: str) -> None:
     assert not wrong, f"{MODULES[name].relative_to(ROOT)} may not import {', '.join(wrong)}; see `may_import` in this file"
 
 
+def test_imports_of_ours_exist() -> None:
+    """A flow is imported when its verb runs, so a module that was renamed is missed late."""
+    asked = {other: name for name, path in MODULES.items() for other, _ in imports(name, path) if within(other, "torchrec_models")}
+    assert {other: name for other, name in asked.items() if other not in MODULES} == {}
+
+
 def test_the_table_says_no_where_it_should() -> None:
     for name, other in (
         ("torchrec_models.ranking.deepfm", "torchrec.sparse.jagged_tensor"),
