@@ -31,6 +31,7 @@ from torchrec_models.schema import Schema, Table
 
 from .config import RunConfig, ShardingConfig
 from .optim import fuse_sparse_optimizer
+from .rendezvous import fresh_store
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ def processes(*, timeout_seconds: float = 300.0) -> Iterator[Processes]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, world_size = fresh_store(timeout=timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     try:
