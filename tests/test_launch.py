@@ -2,9 +2,17 @@
 
 import ast
 import shlex
+import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
+
+from torchrec_models.pipelines.config import load
+from torchrec_models.pipelines.data.prepare import prepare
 
 runner = pytest.importorskip("torchx.runner", reason="torchx is not installed")
 
@@ -73,6 +81,35 @@ def test_a_local_job_runs_the_command_and_reports_its_failure(tmp_path: Path) ->
             handle = torchx.run_component(f"{COMPONENTS}:prepare", arguments, "local_cwd", cfg={"log_dir": str(tmp_path / "log")})
             assert torchx.wait(handle, wait_interval=0.1).state.name == state
     assert (tmp_path / "arguments").read_text().splitlines() == ["-m", "torchrec_models.pipelines.cli", "prepare", "c.yaml", "fail"]
+
+
+def test_two_local_processes_train_one_sharded_model(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    user, item = draw.integers(0, 20, 800), draw.integers(0, 30, 800)
+    pq.write_table(pa.table({"user": user, "item": item, "click": (user + item) % 2}), tmp_path / "log.parquet")
+    config = {
+        "run": str(tmp_path / "run"),
+        "data": {"train": str(tmp_path / "log.parquet"), "cache": str(tmp_path / "cache"), "split": {"by": "random"}},
+        "features": {"user": {"kind": "categorical", "dim": 4}, "item": {"kind": "categorical", "dim": 4}},
+        "labels": {"click": {}},
+        "model": {"name": "deepfm", "hidden_units": [8]},
+        "train": {"batch_size": 100, "tensorboard": False},
+        "sharding": {"types": ["row_wise"]},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    prepare(load(path), progress=False)
+    with runner.get_runner() as torchx:
+        place = ["--config", str(path), "--python", sys.executable]
+        arguments = [*place, "--nproc", "2", "--max_restarts", "0", "--", "train.epochs=2"]
+        handle = torchx.run_component(f"{COMPONENTS}:train", arguments, "local_cwd", cfg={"log_dir": str(tmp_path / "log")})
+        status = torchx.wait(handle, wait_interval=0.5)
+    output = "\n".join(file.read_text() for file in (tmp_path / "log").rglob("*.log"))
+    assert status.state.name == "SUCCEEDED", output
+    saved = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    assert saved.name == "step-00000014"  # 2 epochs of 650 rows or so at 100 rows over both processes
+    plan = (saved / "plan.txt").read_text()
+    assert plan.startswith("2 processes") and "row_wise" in plan
 
 
 def test_components_import_nothing_of_ours() -> None:
