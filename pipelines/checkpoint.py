@@ -17,7 +17,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from torchrec_models.model import Ranker, Retriever, build
@@ -39,6 +41,7 @@ from .optim import TrainOptimizer
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+CHECKSUM_BLOCK_BYTES = 1 << 22
 
 
 @dataclass
@@ -81,7 +84,8 @@ def save(
         partial.mkdir(parents=True)
     dist.barrier()
     state = _state(built, optimizer)
-    dcp.save(state, checkpoint_id=partial)
+    with _first_failure():
+        dcp.save(state, checkpoint_id=partial)
     torch.save(_rng_state(procs), partial / f"rng-{procs.rank}.pt")
     dist.barrier()
     if procs.is_first:
@@ -95,10 +99,20 @@ def save(
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
         if is_best:
-            _write_json(run / "best.json", {"checkpoint": final.name, "step": progress.step, "metrics": progress.metrics})
+            _mark_best(run, final, progress)
         _drop_old(run, keep=config.train.checkpoint.keep)
     dist.barrier()
     return final
+
+
+@contextmanager
+def _first_failure() -> Iterator[None]:
+    """DCP wraps what went wrong (disk full, Ctrl-C) into a BaseException that shows a traceback; raise what it was."""
+    try:
+        yield
+    except CheckpointException as error:
+        failures = [cause for cause, _ in error.failures.values()]
+        raise failures[0] from None
 
 
 def _state(built: Built, optimizer: TrainOptimizer) -> dict[str, Any]:
@@ -133,8 +147,11 @@ def _write_manifest(folder: Path) -> None:
 
 
 def _checksum(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        while block := file.read(CHECKSUM_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -146,11 +163,15 @@ def _write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
+def _mark_best(run: Path, folder: Path, progress: Progress) -> None:
+    _write_json(run / "best.json", {"checkpoint": folder.name, "step": progress.step, "metrics": progress.metrics})
+
+
 def _drop_old(run: Path, *, keep: int) -> None:
     best = best_name(run)
     for folder in list_checkpoints(run)[:-keep]:
         if folder.name != best:
-            shutil.rmtree(folder)
+            folder.rename(folder.with_name(folder.name + ".partial"))  # killed while deleting, half of it must not count
     for stray in (run / "checkpoints").glob("*.partial"):
         shutil.rmtree(stray)
 
@@ -253,6 +274,8 @@ def resume(folder: Path, *, built: Built, optimizer: TrainOptimizer, schema: Sch
     built.task.load_state_dict(state["model"]) if built.is_sharded else built.plain.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     progress = read_progress(folder)
+    if procs.is_first and progress.best_step == progress.step:
+        _mark_best(folder.parents[1], folder, progress)  # killed between the checkpoint and its mark
     optimizer.schedule.plateau_factor = progress.plateau_factor
     ranks = len(list(folder.glob("rng-*.pt")))
     rng = torch.load(folder / f"rng-{procs.rank % ranks}.pt", weights_only=True)

@@ -1,6 +1,7 @@
 """What a person sees of a training run: the progress bar, metrics.csv, TensorBoard, and the check for NaN."""
 
 import csv
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -35,17 +36,59 @@ class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite; the text says when, where and what to look at."""
 
 
+class _Window:
+    """What happened since it was opened. Losses stay on their device until they are asked for."""
+
+    def __init__(self, batches: TimedBatches, now: float) -> None:
+        self._batches = batches
+        self._loss: Tensor | float = 0.0
+        self._weight: Tensor | float = 0.0
+        self.num_steps = 0
+        self._num_rows = 0
+        self.start = now
+        self._waited_seconds = batches.waited_seconds
+
+    def add(self, loss: Tensor, weight: Tensor, num_rows: int) -> None:
+        self._loss = self._loss + loss
+        self._weight = self._weight + weight
+        self.num_steps += 1
+        self._num_rows += num_rows
+
+    def means(self, now: float) -> dict[str, float]:
+        seconds = max(now - self.start, 1e-9)
+        return {
+            "loss": float(self._loss) / max(float(self._weight), 1e-12),
+            "steps_per_second": self.num_steps / seconds,
+            "samples_per_second": self._num_rows / seconds,
+            "data_wait_share": min(1.0, (self._batches.waited_seconds - self._waited_seconds) / seconds),
+        }
+
+
 class Monitor:
-    """Collects losses without waiting for the device, and shows them about twice a second.
+    """Collects losses without waiting for the device. The bar follows the clock; what is logged follows the steps alone, so that
+    a resumed run logs what an uninterrupted one does.
 
     Args:
         run: folder for metrics.csv and TensorBoard events; None on all processes but the first.
+        batches: where the loop gets its batches.
         first_step: steps done before.
         num_steps: of the whole run.
+        log_every_steps: between two rows of metrics.csv; evaluations and checkpoints add rows of their own.
     """
 
-    def __init__(self, run: Path | None, *, first_step: int, num_steps: int, tensorboard: bool, progress: bool) -> None:
-        self.batches: TimedBatches | None = None
+    def __init__(
+        self,
+        run: Path | None,
+        *,
+        batches: TimedBatches,
+        first_step: int,
+        num_steps: int,
+        log_every_steps: int,
+        tensorboard: bool,
+        progress: bool,
+    ) -> None:
+        self.batches = batches
+        self.log_every_steps = log_every_steps
         self.bar = tqdm(
             total=num_steps,
             initial=first_step,
@@ -64,49 +107,37 @@ class Monitor:
             if tensorboard:
                 from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-                self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
-        self._reset()
+                self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+        self._paused_at: float | None = None
+        self._shown = _Window(batches, self._now())
+        self._logged = _Window(batches, self._now())
         self.average_loss = float("nan")
-
-    def _reset(self) -> None:
-        self._loss: Tensor | float = 0.0
-        self._weight: Tensor | float = 0.0
-        self._steps = 0
-        self._rows = 0
-        self._since = time.perf_counter()
-        self._waited = self.batches.waited_seconds if self.batches else 0.0
 
     def add(self, output: tuple[Tensor, Tensor, Tensor, Tensor], *, factor: float, global_rows: int) -> None:
         """One step is done. Keep it cheap: nothing here waits for a GPU unless it is time to show something."""
         losses_BT, _, _, weights_BT = output
-        self._loss = self._loss + (losses_BT * weights_BT).sum()
-        self._weight = self._weight + weights_BT.sum()
+        loss, weight = (losses_BT * weights_BT).sum(), weights_BT.sum()
         self.step += 1
-        self._steps += 1
-        self._rows += global_rows
+        for window in (self._shown, self._logged):
+            window.add(loss, weight, global_rows)
         self.bar.update()
-        if time.perf_counter() - self._since >= REFRESH_SECONDS:
-            self.show(factor)
+        if not self.bar.disable and self._now() - self._shown.start >= REFRESH_SECONDS:
+            means = self._shown.means(self._now())
+            speed = f"{means['samples_per_second']:,.0f} rows/s, data wait {means['data_wait_share']:.0%}"
+            self.bar.set_postfix_str(f"loss {means['loss']:.4f}, {speed}", refresh=False)
+            self._shown = _Window(self.batches, self._now())
+        if self.step % self.log_every_steps == 0:
+            self.log(factor)
 
-    def show(self, factor: float, metrics: dict[str, float] | None = None) -> None:
-        """Refresh the bar, log a row. Means since the last one; loss and samples are of this process's rows and of all rows."""
-        if self._steps == 0 and not metrics:
+    def log(self, factor: float, metrics: dict[str, float] | None = None) -> None:
+        """A row of metrics.csv: means since the last one. The loss is of this process's rows, samples are of all processes."""
+        if self._logged.num_steps == 0 and not metrics:
             return
-        seconds = max(time.perf_counter() - self._since, 1e-9)
         row: dict[str, Any] = {"step": self.step, "lr_factor": factor}
-        if self._steps:
-            assert self.batches is not None
-            self.average_loss = float(self._loss) / max(float(self._weight), 1e-12)
-            row |= {
-                "loss": self.average_loss,
-                "steps_per_second": self._steps / seconds,
-                "samples_per_second": self._rows / seconds,
-                "data_wait_share": min(1.0, (self.batches.waited_seconds - self._waited) / seconds),
-            }
-            self.bar.set_postfix_str(
-                f"loss {self.average_loss:.4f}, {row['samples_per_second']:,.0f} rows/s, data wait {row['data_wait_share']:.0%}",
-                refresh=False,
-            )
+        if self._logged.num_steps:
+            means = self._logged.means(self._now())
+            self.average_loss = means["loss"]
+            row |= means
         row |= {f"valid_{k}": v for k, v in (metrics or {}).items()}
         if self._csv:
             self._csv.write(row)
@@ -114,7 +145,21 @@ class Monitor:
             for name, value in row.items():
                 if name != "step":
                     self._writer.add_scalar(name.replace("valid_", "valid/"), value, self.step)
-        self._reset()
+        self._logged = _Window(self.batches, self._now())
+
+    def pause(self) -> None:
+        """Stop the clock: what follows (evaluation, checkpoint) is no training."""
+        self._paused_at = time.perf_counter()
+
+    def go_on(self) -> None:
+        assert self._paused_at is not None
+        away_seconds = time.perf_counter() - self._paused_at
+        self._paused_at = None
+        for window in (self._shown, self._logged):
+            window.start += away_seconds
+
+    def _now(self) -> float:
+        return time.perf_counter() if self._paused_at is None else self._paused_at
 
     def say(self, text: str) -> None:
         if self._csv is not None:
@@ -133,8 +178,8 @@ class _CsvLog:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         if keep_until_step and path.exists():
-            with path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= keep_until_step]
+            whole_lines, _, _ = path.read_text().rpartition("\n")  # a killed process may have left half a line
+            self.rows = [row for row in csv.DictReader(whole_lines.splitlines()) if int(row["step"]) <= keep_until_step]
         self.names = list(dict.fromkeys(name for row in self.rows for name in row))
         self._rewrite()
 
@@ -149,10 +194,12 @@ class _CsvLog:
             csv.DictWriter(file, self.names, restval="").writerow(row)
 
     def _rewrite(self) -> None:
-        with self.path.open("w", newline="") as file:
+        partial = self.path.with_name(self.path.name + ".partial")
+        with partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.names, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
+        os.replace(partial, self.path)
 
 
 class LossCheck:

@@ -3,12 +3,14 @@
 import itertools
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
 from torchrec_models.batch import Batch
@@ -17,6 +19,7 @@ from . import checkpoint
 from .checkpoint import Progress
 from .config import RunConfig
 from .config_errors import nearest
+from .data.fingerprint import differences
 from .data.loader import Loader
 from .data.prepare import open_prepared
 from .data.shards import Cache
@@ -27,6 +30,9 @@ from .optim import TrainOptimizer
 from .scoring import evaluation_mode, lower_is_better, validation_metrics
 
 logger = logging.getLogger(__name__)
+
+LOGGED_ROWS_PER_EPOCH = 50
+SHOWN_DIFFERENCES = 8
 
 
 @dataclass(frozen=True)
@@ -69,14 +75,16 @@ def _starting_point(run: Path, config: RunConfig, *, resume: bool) -> Path | Non
         return None
     if not resume:
         raise ValueError(f"{run} holds checkpoints already; remove the folder, or train into another one: run=...")
-    old, new = checkpoint.read_config(folder).model_dump(), config.model_dump()
+    old, new = checkpoint.read_config(folder).model_dump(mode="json"), config.model_dump(mode="json")
     for free in ("epochs", "steps", "checkpoint", "step_timeout_seconds", "tensorboard", "evaluate_every_steps", "early_stopping"):
         old["train"].pop(free), new["train"].pop(free)
-    changed = [k for k in ("model", "features", "tables", "labels", "train", "retrieval") if old[k] != new[k]]
+    parts = ("model", "features", "tables", "labels", "train", "retrieval")
+    changed = [line for k in parts for line in differences(old[k], new[k], k)]
     if changed:
+        listed = "\n  ".join(changed[:SHOWN_DIFFERENCES])
         raise ValueError(
-            f"{run} was trained with another config ({', '.join(changed)} differ from {folder / 'config.json'}); "
-            "train into another folder (run=...), or remove this one"
+            f"{run} was trained with another config ({folder / 'config.json'}):\n  {listed}\n"
+            "Train into another folder (run=...), or remove this one"
         )
     return folder
 
@@ -100,6 +108,7 @@ class Trainer:
         )
         self.num_steps = train.steps or train.epochs * self.loader.num_batches
         self.built: Built = build_task(config, cache.schema, procs)
+        self._refuse_batches_of_one_row()
         self.optimizer = TrainOptimizer(self.built.task, train, num_steps=self.num_steps, tables=self.built.embedding_parameters)
         pipeline = TrainPipelineSparseDist if self.built.is_sharded else TrainPipelineBase
         self.pipeline = pipeline(self.built.task, self.optimizer, procs.device)
@@ -107,6 +116,23 @@ class Trainer:
         self.valid = "valid" if "valid" in cache.splits else ""
         self.evaluate_every = train.evaluate_every_steps or self.loader.num_batches
         torch.manual_seed(train.seed * 1_000_003 + procs.rank)  # dropout must differ between processes
+
+    def _refuse_batches_of_one_row(self) -> None:
+        """Batch norm has no variance of one row; torch would say so in the middle of the run."""
+        if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.built.plain.modules()):
+            return
+        train, world_size = self.config.train, self.procs.world_size
+        if train.batch_size // world_size == 1:
+            raise ValueError(
+                f"batch norm needs two rows per process; given train.batch_size {train.batch_size} on {world_size} of them"
+            )
+        reached = self.num_steps >= self.loader.num_batches
+        if reached and train.last_batch == "keep" and self.loader.num_rows % train.batch_size // world_size == 1:
+            raise ValueError(
+                f"the last batch of an epoch has one row per process ({self.loader.num_rows} rows, train.batch_size "
+                f"{train.batch_size}, {world_size} process(es)), and batch norm needs two; set train.last_batch=drop, "
+                "or another train.batch_size"
+            )
 
     def resume(self, folder: Path) -> None:
         self.progress = checkpoint.resume(
@@ -121,14 +147,16 @@ class Trainer:
             logger.warning("%s is finished already (%s)", self.config.run, self.progress.stopped or f"step {self.progress.step}")
             return
         run = Path(self.config.run) if self.procs.is_first else None
+        batches = TimedBatches(self._batches())
         monitor = Monitor(
             run,
+            batches=batches,
             first_step=self.progress.step,
             num_steps=self.num_steps,
+            log_every_steps=max(1, self.loader.num_batches // LOGGED_ROWS_PER_EPOCH),
             tensorboard=self.config.train.tensorboard,
             progress=self.show,
         )
-        monitor.batches = batches = TimedBatches(self._batches())
         check = LossCheck(self.procs.device)
         watchdog = Watchdog(self.config.train.step_timeout_seconds) if self.procs.world_size > 1 else None
         self.built.task.train()
@@ -148,10 +176,14 @@ class Trainer:
                 if watchdog:
                     watchdog.feed()
                 self._between_steps(monitor, factor, watchdog)
-        finally:
+        except BaseException:
             if watchdog:
-                watchdog.stop()
+                watchdog.feed()  # leaving can block too, in a collective whose peer is gone; the watchdog stays
+            raise
+        finally:
             monitor.close()
+        if watchdog:
+            watchdog.stop()
 
     def _batches(self) -> Iterator[Batch]:
         """From where the run stands to its last step, across epochs: the pipeline never runs dry between two of them."""
@@ -167,6 +199,7 @@ class Trainer:
         evaluate = step % self.evaluate_every == 0 or step == self.num_steps
         if not evaluate and not (every and step % every == 0):
             return
+        monitor.pause()
         if watchdog:
             watchdog.pause()
         if isinstance(self.pipeline, TrainPipelineSparseDist):
@@ -176,8 +209,10 @@ class Trainer:
         if evaluate:
             metrics = self._evaluate() if self.valid else {}
             is_best = self._judge(metrics)
-            monitor.show(factor, metrics)
+            monitor.log(factor, metrics)
             monitor.say(_summary(step, self.loader.num_batches, monitor.average_loss, metrics, is_best))
+        else:
+            monitor.log(factor)
         checkpoint.save(
             Path(self.config.run),
             built=self.built,
@@ -193,6 +228,7 @@ class Trainer:
             # progress() would attach by itself, but distribute the batch in flight a second time and so break the context
             # of a sharded EmbeddingCollection on several processes (torchrec 1.8)
             self.pipeline.attach(sparse_dist=False)
+        monitor.go_on()
 
     def _evaluate(self) -> dict[str, float]:
         with evaluation_mode(self.built, self.optimizer):
@@ -209,6 +245,15 @@ class Trainer:
         if name not in metrics:
             raise ValueError(f"train.early_stopping.metric: given {name!r}; allowed: {', '.join(metrics)}{nearest(name, metrics)}")
         value, best = metrics[name], progress.best_value
+        if math.isnan(value):
+            if rule:
+                raise ValueError(
+                    f"train.early_stopping.metric: {name} of the {self.valid} split is not defined (are all its labels alike?); "
+                    "take log_loss, or other validation rows"
+                )
+            if self.procs.is_first:
+                logger.warning("%s of the %s split is not defined: no checkpoint can be marked as the best", name, self.valid)
+            return False
         gain = float("inf") if best is None else (best - value if lower_is_better(name) else value - best)
         if gain > (rule.min_delta if rule else 0.0):
             progress.best_value, progress.best_step, progress.bad_evaluations = value, progress.step, 0
