@@ -304,6 +304,7 @@ def build_task(config: RunConfig, schema: Schema, procs: Processes) -> Built:
         device=procs.device,
         table_device="meta" if fused else procs.device,
         width_multiple=table_width_multiple(config),
+        whole_tables=not fused,
     )
     tables = task.model.embedding.tables
     parameters = {k: p for k, p in task.model.embedding.named_parameters() if _WEIGHT.search(f".{k}")}

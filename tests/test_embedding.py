@@ -205,3 +205,21 @@ def test_stored_width_and_init():
     assert [stored_width(w, 4) for w in (1, 4, 10)] == [4, 4, 12] and stored_width(10, 1) == 10
     weight = init_normal(torch.full((50, 4), 9.0), width=3, std=2.0)
     assert not weight[:, 3].any() and 1 < weight[:, :3].std() < 3
+
+
+@pytest.mark.parametrize("name", sorted(n for n, schema in SCHEMAS.items() if schema.tables))
+def test_whole_tables_give_what_torchrec_gives(name: str) -> None:
+    """`WholeTableBags` against EmbeddingBagCollection: the same state keys, outputs and dense gradients."""
+    schema = SCHEMAS[name]
+    batch = make_batch(schema, 17, seed=5)
+    ours, theirs = (EmbeddingLayer(schema, first_order=True, whole_tables=whole) for whole in (True, False))
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for layer in (ours, theirs):
+        inputs = layer(batch)
+        (inputs.fields_BC.square().sum() + inputs.first_order_BF.sum()).backward()
+        results.append((inputs, {k: p.grad for k, p in layer.named_parameters()}))
+    (a, grads_a), (b, grads_b) = results
+    torch.testing.assert_close(a.fields_BC, b.fields_BC)
+    torch.testing.assert_close(a.first_order_BF, b.first_order_BF)
+    torch.testing.assert_close(grads_a, grads_b)

@@ -20,6 +20,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 from torchrec_models.batch import Batch
 from torchrec_models.net import Inputs
 from torchrec_models.schema import Feature, Schema, Side
+from torchrec_models.whole_tables import WholeTableBags
 
 FIRST_ORDER = "_first_order"
 
@@ -46,6 +47,7 @@ class EmbeddingLayer(nn.Module):
         width_multiple: round stored widths up to this multiple (4 for fused kernels); padding columns stay zero.
         sides: () for a ranker (forward returns one `Inputs`), or the towers (forward returns one `Inputs` per side).
         device: "meta" when the tables will be sharded.
+        whole_tables: the tables will not be sharded, and have dense gradients: look them up in the way that suits this.
 
     Raises:
         ValueError: if features that share a table ask for different pooling.
@@ -59,6 +61,7 @@ class EmbeddingLayer(nn.Module):
         width_multiple: int = 1,
         sides: Sequence[Side] = (),
         device: torch.device | str = "cpu",
+        whole_tables: bool = False,
     ) -> None:
         super().__init__()
         self.schema = schema
@@ -84,7 +87,12 @@ class EmbeddingLayer(nn.Module):
                 jagged.setdefault((common["embedding_dim"], is_first), []).append(EmbeddingConfig(**common))
             else:
                 bags.append(EmbeddingBagConfig(**common, pooling=_pooling(base, readers)))
-        self.ebc = EmbeddingBagCollection(tables=bags, device=device) if bags else None
+        self.ebc: EmbeddingBagCollection | None = None
+        if bags and whole_tables:
+            single_valued = [f.name for f in schema.pooled if f.max_len == 1]
+            self.ebc = WholeTableBags(bags, single_valued=single_valued, device=device)
+        elif bags:
+            self.ebc = EmbeddingBagCollection(tables=bags, device=device)
         self.ecs = nn.ModuleList(EmbeddingCollection(tables=configs, device=device) for configs in jagged.values())
         self.assemble = InputAssembler(schema, first_order=[is_first for _, is_first in jagged], sides=sides, weights=first_order)
 

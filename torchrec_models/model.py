@@ -125,6 +125,7 @@ def build(
     device: torch.device | str = "cpu",
     table_device: torch.device | str | None = None,
     width_multiple: int = 1,
+    whole_tables: bool = False,
 ) -> TrainTask:
     """A trainable model from a schema and a net's name and options.
 
@@ -134,13 +135,15 @@ def build(
         options: the net's own config.
         device: of the dense part.
         table_device: of the tables; "meta" when they will be sharded. Default: `device`.
-        width_multiple: see `EmbeddingLayer`.
+        width_multiple, whole_tables: see `EmbeddingLayer`.
 
     Raises:
         ValueError: unknown net; features that it cannot take.
     """
     cls = net_class(name)
-    embedding = partial(EmbeddingLayer, schema, width_multiple=width_multiple, device=table_device or device)
+    embedding = partial(
+        EmbeddingLayer, schema, width_multiple=width_multiple, device=table_device or device, whole_tables=whole_tables
+    )
     if issubclass(cls, TwoTower):
         _check_sides(schema, name)
         config = cls.Config(**(options or {}))
