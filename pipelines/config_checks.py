@@ -190,6 +190,13 @@ def _label_problems(config: "RunConfig", at: At) -> Iterator[str]:
             yield from _unused(label, at("labels", name), ("above", "positive_weight"), "with kind: regression")
 
 
+def _output_problems(config: "RunConfig", at: At) -> Iterator[str]:
+    taken = config.data.row_id or "row"
+    if taken in config.labels:
+        what = "data.row_id" if config.data.row_id else "the row's position"
+        yield f"{at('labels', taken)}: trm predict writes {what} under this name; name the label otherwise and give its column"
+
+
 def _train_problems(config: "RunConfig", at: At) -> Iterator[str]:
     train, dense, schedule = config.train, config.train.dense, config.train.schedule
     if train.mode == "fused":
@@ -277,6 +284,7 @@ _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("features", "tables", "sharding"), _sharding_problems),
     (("features", "labels"), _leak_problems),
     (("labels",), _label_problems),
+    (("labels", "data"), _output_problems),
     (("train",), _train_problems),
     (("train", "data"), _validation_problems),
     (("train", "data", "labels", "retrieval"), _metric_problems),

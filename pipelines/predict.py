@@ -47,11 +47,14 @@ def predict(
         batch_rows: rows scored at a time, over all processes.
 
     Raises:
-        ValueError: wrong suffix, unreadable input, values that the transforms refuse; names file, column and row.
+        ValueError: wrong suffix, an output that is also an input, unreadable input, values that the transforms refuse; names
+            file, column and row.
         CheckpointError: no usable checkpoint.
     """
     if out.suffix not in (".parquet", ".csv"):
         raise ValueError(f"output {out}: give a name that ends in .parquet or .csv")
+    if batch_rows < 1:
+        raise ValueError(f"batch_rows: given {batch_rows}; must be at least 1")
     start = time.perf_counter()
     with processes() as procs:
         folder = checkpoint.choose(path, which=which)
@@ -64,6 +67,8 @@ def predict(
         row_id = [config.data.row_id] if config.data.row_id else []
         columns = list(dict.fromkeys([*transforms.columns.values(), *row_id]))
         source = open_source(config, list(inputs), columns=columns)
+        if any(out.resolve() == Path(file.path).resolve() for file in source.files):
+            raise ValueError(f"output {out}: is one of the inputs and would replace it; give another name")
         per_process = -(-batch_rows // procs.world_size)
         num_rows = 0
         bar = tqdm(total=source.num_rows, desc="predicting", unit="row", unit_scale=True, disable=not (progress and procs.is_first))

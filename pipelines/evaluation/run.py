@@ -38,8 +38,11 @@ def evaluate_run(path: Path, *, split: str = "test", which: str = "best", progre
         config, schema = checkpoint.read_config(folder), checkpoint.read_schema(folder)
         cache = open_prepared(config)
         data = cache.split(split)
-        if cache.schema != schema:
-            raise ValueError(f"{cache.folder} was prepared anew since {folder} was trained: its tables are other ones; train again")
+        if cache.schema != schema or not _same_transforms(cache, folder):
+            raise ValueError(
+                f"{cache.folder} was prepared anew since {folder} was trained, and its ids mean other values now; "
+                "train again, into another folder (run=...)"
+            )
         built = build_task(config, schema, procs)
         checkpoint.load_weights(folder, built.state_dict(), averaged=config.train.ema > 0)
         with evaluation_mode(built):
@@ -50,6 +53,13 @@ def evaluate_run(path: Path, *, split: str = "test", which: str = "best", progre
                 scores = score(built, cache, split, config, procs, progress="evaluating" if progress else "")
                 tasks = _ranking(scores, cache, data, config) if procs.is_first else {}
         return _write(folder, tasks, config, split, procs) if procs.is_first else ""
+
+
+def _same_transforms(cache: Cache, checkpoint_folder: Path) -> bool:
+    """Whether the cache was encoded by the very files that travel with the checkpoint: vocabularies can differ in order alone."""
+    files = json.loads((checkpoint_folder / "manifest.json").read_text())["files"]
+    trained = {name.removeprefix("transforms/"): f["blake2b"] for name, f in files.items() if name.startswith("transforms/")}
+    return trained == {name: f["checksum"] for name, f in cache.manifest["transforms"].items()}
 
 
 def _ranking(scores: Scores, cache: Cache, data: SplitData, config: RunConfig) -> dict[str, TaskReport]:
@@ -81,7 +91,7 @@ def _retrieval(found: dict[str, float], cache: Cache, split: str, config: RunCon
 
 
 def _write(folder: Path, tasks: dict[str, TaskReport], config: RunConfig, split: str, procs: Processes) -> str:
-    run = folder.parent.parent
+    run = folder.resolve().parent.parent
     out = run / "evaluation" / split
     out.mkdir(parents=True, exist_ok=True)
     state: Progress = checkpoint.read_progress(folder)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import yaml
@@ -21,10 +22,9 @@ def export_run(path: Path, *, out: Path, which: str = "best", overwrite: bool = 
         CheckpointError: no usable checkpoint.
     """
     loaded = checkpoint.load_model(path, which=which)
-    run = loaded.checkpoint.parent.parent
+    run = loaded.checkpoint.resolve().parent.parent
     rows, where = _real_rows(loaded.config, loaded.transforms)
-    evaluation = run / "evaluation" / "test" / "metrics.json"
-    metrics = json.loads(evaluation.read_text())["tasks"] if evaluation.exists() else loaded.progress.metrics
+    metrics = _test_metrics(run, loaded.checkpoint.name) or loaded.progress.metrics
     report = export(
         loaded.model,
         schema=loaded.schema,
@@ -44,6 +44,13 @@ def export_run(path: Path, *, out: Path, which: str = "best", overwrite: bool = 
         f"{report.max_difference:.2g} (allowed: {loaded.config.export.tolerance:g})\n"
         f'next: python -c "from torchrec_models import Bundle; b = Bundle({str(out)!r}); print(b.self_test())"'
     )
+
+
+def _test_metrics(run: Path, checkpoint_name: str) -> dict[str, Any]:
+    """What `trm evaluate` found on the test split, if it was this checkpoint that it evaluated."""
+    path = run / "evaluation" / "test" / "metrics.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found["tasks"] if found.get("checkpoint") == checkpoint_name else {}
 
 
 def _real_rows(config: RunConfig, transforms: Path) -> tuple[pa.Table, str]:
