@@ -113,7 +113,7 @@ class Monitor:
         self._logged = _Window(batches, self._now())
         self.average_loss = float("nan")
 
-    def add(self, output: tuple[Tensor, Tensor, Tensor, Tensor], *, factor: float, global_rows: int) -> None:
+    def add(self, output: tuple[Tensor, Tensor, Tensor, Tensor], *, global_rows: int) -> None:
         """One step is done. Keep it cheap: nothing here waits for a GPU unless it is time to show something."""
         losses_BT, _, _, weights_BT = output
         loss, weight = (losses_BT * weights_BT).sum(), weights_BT.sum()
@@ -126,18 +126,16 @@ class Monitor:
             speed = f"{means['samples_per_second']:,.0f} rows/s, data wait {means['data_wait_share']:.0%}"
             self.bar.set_postfix_str(f"loss {means['loss']:.4f}, {speed}", refresh=False)
             self._shown = _Window(self.batches, self._now())
+
+    def log_if_due(self, factor: float) -> None:
         if self.step % self.log_every_steps == 0:
             self.log(factor)
 
     def log(self, factor: float, metrics: dict[str, float] | None = None) -> None:
         """A row of metrics.csv: means since the last one. The loss is of this process's rows, samples are of all processes."""
-        if self._logged.num_steps == 0 and not metrics:
-            return
-        row: dict[str, Any] = {"step": self.step, "lr_factor": factor}
-        if self._logged.num_steps:
-            means = self._logged.means(self._now())
-            self.average_loss = means["loss"]
-            row |= means
+        means = self._logged.means(self._now())
+        self.average_loss = means["loss"]
+        row: dict[str, Any] = {"step": self.step, "lr_factor": factor, **means}
         row |= {f"valid_{k}": v for k, v in (metrics or {}).items()}
         if self._csv:
             self._csv.write(row)

@@ -18,7 +18,7 @@ from torchrec_models.batch import Batch
 from . import checkpoint
 from .checkpoint import Progress
 from .config import RunConfig
-from .config_errors import nearest
+from .config.errors import nearest
 from .data.fingerprint import differences
 from .data.loader import Loader
 from .data.prepare import open_prepared
@@ -169,7 +169,7 @@ class Trainer:
                     left_out = unpipelined(self.built, self.pipeline)
                     assert not left_out, f"not pipelined: {left_out}; the code above these modules must be traceable"
                 self.progress.step += 1
-                monitor.add(output, factor=factor, global_rows=output[2].shape[0] * self.procs.world_size)
+                monitor.add(output, global_rows=output[2].shape[0] * self.procs.world_size)
                 bad_step = check.first_bad_step(output[0], self.progress.step)
                 if bad_step is not None:
                     raise explain_non_finite(self.built, self.loader, step=bad_step, losses_BT=output[0])
@@ -198,6 +198,7 @@ class Trainer:
         step, every = self.progress.step, self.config.train.checkpoint.every_steps
         evaluate = step % self.evaluate_every == 0 or step == self.num_steps
         if not evaluate and not (every and step % every == 0):
+            monitor.log_if_due(factor)
             return
         monitor.pause()
         if watchdog:
