@@ -131,8 +131,8 @@ def test_the_table_says_no_where_it_should() -> None:
 
 
 def test_imports_are_read_as_python_reads_them() -> None:
-    found = dict(imports("torchrec_models.pipelines.config", MODULES["torchrec_models.pipelines.config"]))
-    assert found["torchrec_models.pipelines.config_yaml"] is True
+    found = dict(imports("torchrec_models.pipelines.config.run", MODULES["torchrec_models.pipelines.config.run"]))
+    assert found["torchrec_models.pipelines.config.text"] is True
     assert found["torchrec_models.model"] is False  # inside a function
 
 

@@ -18,13 +18,13 @@ from torchrec_models.pipelines.config import (
     ConfigError,
     DataConfig,
     RunConfig,
-    Section,
     TrainConfig,
     json_schema,
     load,
     parse,
 )
-from torchrec_models.pipelines.config_checks import BINARY_METRICS
+from torchrec_models.pipelines.config.checks import BINARY_METRICS
+from torchrec_models.pipelines.config.data import Section
 
 BASE: dict[str, Any] = {
     "data": {"train": ["rows.parquet"], "cache": "cache/rows", "split": {"by": "random"}},

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..config import RunConfig
-from ..config_data import BucketIds, HashIds, IdentityIds, IdsConfig, NumericConfig, SequenceConfig, VocabularyIds
-from ..config_errors import nearest
+from ..config.data import BucketIds, HashIds, IdentityIds, IdsConfig, NumericConfig, SequenceConfig, VocabularyIds
+from ..config.errors import nearest
 from .fit_ids import VocabularyFit
 from .fit_numeric import NumericFit
 from .ids import Buckets, Hash, Identity, IdTransform

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config_data import VocabularyIds
+from ..config.data import VocabularyIds
 from .ids import Vocabulary
 from .statistics import ValueCounts
 from .values import Kind, Place, numbers, plain, strings, whole

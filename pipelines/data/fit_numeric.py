@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..config_data import ClipStep, FillStep, QuantileStep
+from ..config.data import ClipStep, FillStep, QuantileStep
 from .numeric import MISSING_NUMBER, Clip, Fill, Log1p, MinMax, Quantile, Standard, Step, apply_step
 from .statistics import Moments, RowSample
 from .values import Place

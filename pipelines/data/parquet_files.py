@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..config_errors import nearest
+from ..config.errors import nearest
 from .files import FileInfo, no_rows
 from .values import Place, cast, is_text
 

@@ -7,7 +7,7 @@ from typing import Literal
 import pyarrow as pa
 
 from ..config import RunConfig
-from ..config_data import BucketIds, NumericConfig
+from ..config.data import BucketIds, NumericConfig
 from .files import FileInfo, find_files, no_rows
 from .parquet_files import ParquetFiles
 from .text_files import TextFiles

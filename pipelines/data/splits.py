@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config_data import ColumnSplit, HashSplit, RandomSplit, SplitConfig, TimeSplit
+from ..config.data import ColumnSplit, HashSplit, RandomSplit, SplitConfig, TimeSplit
 from .ids import hash_integers, hash_numbers, hash_strings
 from .sources import SourceBatch
 from .values import Kind, Place, first_failure, kind_of, numbers, one_array, plain, shown, strings

@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from torchrec_models.schema import Pooling, Side
 
-from .config_errors import nearest, nearest_name
+from .errors import nearest, nearest_name
 
 
 class Section(BaseModel):

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from .config_errors import check_structure, nearest, nearest_name, short
+from .errors import check_structure, nearest, nearest_name, short
 
 if TYPE_CHECKING:
     from torchrec_models.model import Net, TwoTower
 
-    from .config import RunConfig
+    from .run import RunConfig
 
 BINARY_METRICS = ("auc", "log_loss", "normalized_entropy", "average_precision", "wll", "contest_score")
 REGRESSION_METRICS = ("rmse", "mae")

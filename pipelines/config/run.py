@@ -14,65 +14,16 @@ from pydantic import Field
 
 from torchrec_models.schema import Feature, Schema, Table, Task
 
-from .config_checks import check_model, cross_problems, net_problems
-from .config_data import (
-    BucketIds,
-    CategoricalConfig,
-    ColumnSplit,
+from .checks import check_model, cross_problems, net_problems
+from .data import (
     DataConfig,
     FeatureConfig,
-    HashIds,
-    HashSplit,
-    IdentityIds,
-    IdsConfig,
     LabelConfig,
-    NumericConfig,
-    RandomSplit,
     Section,
-    SequenceConfig,
-    SplitConfig,
     TableConfig,
-    TimeSplit,
-    VocabularyIds,
 )
-from .config_errors import ConfigError, check_structure, nearest, nearest_name, short
-from .config_yaml import apply_overrides, expand_items, expand_keys, read_yaml
-
-__all__ = [
-    "BucketIds",
-    "CategoricalConfig",
-    "CheckpointConfig",
-    "ColumnSplit",
-    "ConfigError",
-    "DataConfig",
-    "DenseOptimizerConfig",
-    "EarlyStoppingConfig",
-    "EvaluateConfig",
-    "ExportConfig",
-    "FeatureConfig",
-    "HashIds",
-    "HashSplit",
-    "IdentityIds",
-    "IdsConfig",
-    "LabelConfig",
-    "NumericConfig",
-    "RandomSplit",
-    "RetrievalConfig",
-    "RunConfig",
-    "ScheduleConfig",
-    "SequenceConfig",
-    "ShardingConfig",
-    "SparseOptimizerConfig",
-    "SplitConfig",
-    "TableConfig",
-    "TimeSplit",
-    "TrainConfig",
-    "VocabularyIds",
-    "json_schema",
-    "load",
-    "nearest",
-    "parse",
-]
+from .errors import ConfigError, check_structure, nearest_name, short
+from .text import apply_overrides, expand_items, expand_keys, read_yaml
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
