@@ -356,6 +356,12 @@ class _Moment:
             shard.tensor.copy_(whole[start : start + shard.tensor.shape[0]])
 
 
+_OTHER_OPTIMIZER = (
+    "it was trained with another optimizer, another train.mode, or with data_parallel tables (whose optimizer is the dense one); "
+    "go on with the old settings, or train into another folder (run=...)"
+)
+
+
 def _split_moments(folder: Path, state: dict[str, dict[str, Any]]) -> tuple[list[_Moment], dict[str, dict[str, Any]]]:
     """What DCP cannot reshard by itself, and the rest of the optimizer state.
 
@@ -363,23 +369,25 @@ def _split_moments(folder: Path, state: dict[str, dict[str, Any]]) -> tuple[list
         CheckpointError: state that the checkpoint does not have, in words.
     """
     saved = _metadata(folder)
+    wanted = {f"optimizer.state.{parameter}.{name}" for parameter, values in state.items() for name in values}
+    unread = sorted(k for k in saved if k.startswith("optimizer.state.") and k not in wanted)
+    if unread:
+        raise CheckpointError(f"{folder} has optimizer state that this run has no use for, such as {unread[0]}: {_OTHER_OPTIMIZER}")
     moments: list[_Moment] = []
     same_shape: dict[str, dict[str, Any]] = {}
     for parameter, values in state.items():
         for name, value in values.items():
             found = saved.get(f"optimizer.state.{parameter}.{name}")
             if found is None:
-                raise CheckpointError(
-                    f"{folder} has no optimizer state {name} for {parameter}: it was trained with another optimizer, another "
-                    "train.mode, or with data_parallel tables (whose optimizer is the dense one); go on with the old settings, "
-                    "or train into another folder (run=...)"
-                )
+                raise CheckpointError(f"{folder} has no optimizer state {name} for {parameter}: {_OTHER_OPTIMIZER}")
             size = tuple(value.size()) if isinstance(value, (Tensor, ShardedTensor)) else ()
             if not isinstance(found, TensorStorageMetadata) or tuple(found.size) == size:
                 same_shape.setdefault(parameter, {})[name] = value
                 continue
             big, small = max(size[0], found.size[0]), min(size[0], found.size[0])
             if len(size) != 1 or big % small:
-                raise CheckpointError(f"{folder}: {parameter} {name} has size {tuple(found.size)}, this run needs {size}")
+                raise CheckpointError(
+                    f"{folder}: {parameter} {name} has size {tuple(found.size)}, this run needs {size}: {_OTHER_OPTIMIZER}"
+                )
             moments.append(_Moment(parameter, name, value, found.size[0], small))
     return moments, same_shape
