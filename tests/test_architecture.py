@@ -99,8 +99,8 @@ def may_import(name: str, other: str) -> bool:
         return root in ("torch", "pydantic") or is_layer(other) or is_net(other) or within(other, *TYPES)
     if within(name, "torchrec_models.net"):
         return root in ("torch", "pydantic") or within(other, "torchrec_models.schema")
-    if within(name, "torchrec_models.batch", "torchrec_models.embedding"):
-        ours = ("torchrec_models.batch", "torchrec_models.net", "torchrec_models.schema")
+    if within(name, "torchrec_models.batch", "torchrec_models.embedding", "torchrec_models.whole_tables"):
+        ours = tuple(f"torchrec_models.{m}" for m in ("batch", "net", "schema", "whole_tables"))
         return root == "torch" or within(other, *AUTHORING, *ours)
     return root in ("torch", "torchrec_models", "pydantic") or within(other, *AUTHORING)
 
