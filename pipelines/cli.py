@@ -13,14 +13,22 @@ from pathlib import Path
 
 OVERRIDES = "settings that replace the file's, as dotted.path=value: train.batch_size=1024 model.hidden_units=[64,32]"
 
+VERBOSE = "log more, and show tracebacks of errors"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Exit status: 0 done, 1 failed while running, 2 wrong input, 130 interrupted."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if "overrides" in args:  # argparse takes no more positional arguments after an option
+        args.overrides += [text for text in rest if not text.startswith("-")]
+        rest = [text for text in rest if text.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     _quiet_libraries(verbose=args.verbose)
     try:
         args.run_verb(args)
+        sys.stdout.flush()  # a closed pipe shows here, not when Python exits
     except KeyboardInterrupt:
         print("\ninterrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
         return 130
@@ -47,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="a first run:  trm check CONFIG && trm prepare CONFIG && trm train CONFIG && trm evaluate RUN && trm export RUN",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--verbose", action="store_true", help="log more, and show tracebacks of errors")
+    parser.add_argument("--verbose", action="store_true", help=VERBOSE)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     check = _verb(verbs, "check", _check, "validate a config and the data it names, and report every mistake at once")
@@ -92,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _verb(verbs: argparse._SubParsersAction, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".")
+    parser.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help=VERBOSE)
     parser.set_defaults(run_verb=run)
     return parser
 
@@ -125,9 +134,7 @@ def _check(args: argparse.Namespace) -> None:
 
         check_data(config)
     if args.show:
-        import yaml
-
-        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+        print(C.write_yaml(config.model_dump(mode="json")), end="")
     else:
         print(f"{args.config}: no mistakes; next: trm prepare {args.config}")
 

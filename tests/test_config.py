@@ -326,7 +326,8 @@ MALFORMED: dict[str, tuple[str, list[str]]] = {
         ["retrieval.k[0]: given 0; must be at least 1"],
     ),
     "a two-tower model with the wrong candidate": (
-        "model: {name: two_tower}\nretrieval: {candidate_id: user}\nfeatures: {user: {kind: categorical, side: query}}",
+        "model: {name: two_tower}\nretrieval: {candidate_id: user, exclude_seen: false}\n"
+        "features: {user: {kind: categorical, side: query}}",
         [
             "retrieval.candidate_id: given 'user'; must be a categorical feature with max_len: 1 and side: candidate",
             "features: none has side: candidate, and a two-tower model needs both",
@@ -334,7 +335,7 @@ MALFORMED: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "a two-tower model with an unknown candidate": (
-        "model: {name: two_tower}\nretrieval: {candidate_id: itme}\nlabels: {}\n"
+        "model: {name: two_tower}\nretrieval: {candidate_id: itme, exclude_seen: false}\nlabels: {}\n"
         "features: {user: {kind: categorical, side: query}, item: {kind: categorical, side: candidate}}",
         ["retrieval.candidate_id: given 'itme'; no such feature; there are: user, item; did you mean 'item'?"],
     ),
@@ -430,7 +431,7 @@ MALFORMED: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "a metric of retrieval": (
-        "model: {name: two_tower}\nretrieval: {candidate_id: item, k: [5, 20]}\nlabels: {}\n"
+        "model: {name: two_tower}\nretrieval: {candidate_id: item, k: [5, 20], exclude_seen: false}\nlabels: {}\n"
         "features: {user: {kind: categorical, side: query}, item: {kind: categorical, side: candidate}}\n"
         "train: {early_stopping: {metric: recall@10}}",
         [

@@ -36,6 +36,7 @@ from .run import (
     load,
     parse,
 )
+from .text import write_yaml
 
 __all__ = [
     "BucketIds",
@@ -71,4 +72,5 @@ __all__ = [
     "load",
     "nearest",
     "parse",
+    "write_yaml",
 ]

@@ -1,8 +1,8 @@
-"""Reads a config's text: YAML with 1.2 numbers and booleans, no key twice, column patterns, `key=value` overrides."""
+"""Reads and writes a config's text: YAML with 1.2 numbers and booleans, no key twice, column patterns, `key=value` overrides."""
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -70,6 +70,21 @@ def _plain(loader: _Loader, node: yaml.Node, path: str, problems: list[str]) -> 
             problems.append(f"{here}: given twice, in {places}")
         out[key], lines[key] = _plain(loader, value_node, here, problems), line
     return out
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.2 or YAML 1.1 would read as something else."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *_Loader.yaml_implicit_resolvers.get(first, [])]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+}
+
+
+def write_yaml(content: Mapping[str, Any]) -> str:
+    """A resolved config as text that `read_yaml` gives back unchanged."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 # --- column patterns --------------------------------------------------------------------------------------------------

@@ -84,13 +84,23 @@ def _say(progress: bool, text: str) -> None:
 
 
 def check_data(config: RunConfig) -> None:
-    """Look at the data without reading it all: every file opens, columns are there, and the first rows have usable types.
+    """Look at the data without reading it all: every file opens, columns are there, and their types fit the features.
 
     Raises:
-        ValueError: the first fault, with file and column.
+        ValueError: the faults of every split, each with file and column.
     """
-    for source in _sources(config).values():
-        next(iter(source.batches()))
+    problems = []
+    for split in SPLITS:
+        if not (paths := getattr(config.data, split)):
+            continue
+        try:
+            source = open_source(config, paths)
+            Fitter(config, source.arrow_schema)
+            next(source.batches())
+        except ValueError as error:
+            problems.append(f"data.{split}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _sources(config: RunConfig) -> dict[str, Source]:

@@ -4,11 +4,9 @@ import json
 import os
 from pathlib import Path
 
-import yaml
-
 from .. import checkpoint
 from ..checkpoint import Progress
-from ..config import RunConfig
+from ..config import RunConfig, write_yaml
 from ..data.prepare import open_prepared
 from ..data.shards import Cache, SplitData
 from ..distributed import Processes, build_task, processes
@@ -110,7 +108,7 @@ def _write(folder: Path, tasks: dict[str, TaskReport], config: RunConfig, split:
         title=f"{config.model['name']} on {split}",
         tasks=tasks,
         history=read_history(history) if history.exists() else (),
-        config_text=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        config_text=write_yaml(config.model_dump(mode="json")),
         facts={
             "model": config.model["name"],
             "run": str(run),

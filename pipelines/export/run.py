@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 
 from .. import checkpoint
-from ..config import RunConfig
+from ..config import RunConfig, write_yaml
 from ..data.sources import open_source
 from ..data.transforms import Transforms
 from .export import export
@@ -31,7 +30,7 @@ def export_run(path: Path, *, out: Path, which: str = "best", overwrite: bool = 
         transforms_folder=loaded.transforms,
         rows=rows,
         out=out,
-        config_text=yaml.safe_dump(loaded.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        config_text=write_yaml(loaded.config.model_dump(mode="json")),
         metrics=metrics,
         parity_rows=loaded.config.export.parity_rows,
         tolerance=loaded.config.export.tolerance,
