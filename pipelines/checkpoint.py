@@ -267,7 +267,7 @@ def resume(folder: Path, *, built: Built, optimizer: TrainOptimizer, schema: Sch
     _check_schema(folder, schema)
     optimizer.init_state()
     state = _state(built, optimizer)
-    moments, same_shape = _split_moments(folder, state["optimizer"]["state"])
+    moments, same_shape = _split_moments(folder, state["optimizer"]["state"], procs)
     dcp.load({**state, "optimizer": {"state": same_shape}}, checkpoint_id=folder)
     for moment in moments:
         moment.read(folder)
@@ -362,15 +362,17 @@ _OTHER_OPTIMIZER = (
 )
 
 
-def _split_moments(folder: Path, state: dict[str, dict[str, Any]]) -> tuple[list[_Moment], dict[str, dict[str, Any]]]:
+def _split_moments(
+    folder: Path, state: dict[str, dict[str, Any]], procs: Processes
+) -> tuple[list[_Moment], dict[str, dict[str, Any]]]:
     """What DCP cannot reshard by itself, and the rest of the optimizer state.
 
     Raises:
         CheckpointError: state that the checkpoint does not have, in words.
     """
     saved = _metadata(folder)
-    wanted = {f"optimizer.state.{parameter}.{name}" for parameter, values in state.items() for name in values}
-    unread = sorted(k for k in saved if k.startswith("optimizer.state.") and k not in wanted)
+    wanted = procs.gather({f"optimizer.state.{parameter}.{name}" for parameter, values in state.items() for name in values})
+    unread = sorted(k for k in saved if k.startswith("optimizer.state.") and k not in set().union(*wanted))
     if unread:
         raise CheckpointError(f"{folder} has optimizer state that this run has no use for, such as {unread[0]}: {_OTHER_OPTIMIZER}")
     moments: list[_Moment] = []

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,8 @@ from .rendezvous import fresh_store
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 INIT_CHUNK_ROWS = 65_536
 """Rows drawn from one random stream: initial weights depend on table, row and seed, never on how the table is sharded."""
 
@@ -56,6 +59,12 @@ class Processes:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, everywhere, in rank order. Any picklable object; small ones only."""
+        values = [value] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """[n, ...] of every process (equal n) -> [world_size * n, ...], in rank order, on every process."""
