@@ -84,6 +84,8 @@ def cross_problems(
         from torchrec_models.towers import TwoTower
 
         problems += _retrieval_problems(config, at) if issubclass(net, TwoTower) else _ranking_problems(config, at)
+        if issubclass(net, TwoTower) and "data" not in wrong:
+            problems += _seen_problems(config)
     return problems
 
 
@@ -276,6 +278,11 @@ def _retrieval_problems(config: "RunConfig", at: At) -> Iterator[str]:
             yield f"features: none has side: {side}, and a two-tower model needs both"
     if config.labels:
         yield "labels: a two-tower model learns from pairs alone; keep positive rows only and leave labels out"
+
+
+def _seen_problems(config: "RunConfig") -> Iterator[str]:
+    if config.retrieval is not None and config.retrieval.exclude_seen and not config.data.group:
+        yield "retrieval.exclude_seen: needs data.group, the column that identifies the user; give it, or set exclude_seen: false"
 
 
 _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
