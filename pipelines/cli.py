@@ -18,6 +18,17 @@ VERBOSE = "log more, and show tracebacks of errors"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Exit status: 0 done, 1 failed while running, 2 wrong input, 130 interrupted."""
+    try:
+        try:
+            return _run_verb(argv)
+        finally:
+            sys.stdout.flush()  # a closed pipe shows here, not when Python exits
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `trm ... | head` is no error
+        return 0
+
+
+def _run_verb(argv: Sequence[str] | None) -> int:
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if "overrides" in args:  # argparse takes no more positional arguments after an option
@@ -28,13 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet_libraries(verbose=args.verbose)
     try:
         args.run_verb(args)
-        sys.stdout.flush()  # a closed pipe shows here, not when Python exits
     except KeyboardInterrupt:
         print("\ninterrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `trm ... | head` is no error
-        return 0
+        raise
     except (ValueError, OSError) as error:
         if args.verbose:
             raise
@@ -77,11 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--fresh", action="store_true", help="refuse to go on from existing checkpoints")
 
     evaluate = _verb(verbs, "evaluate", _evaluate, "exact metrics of a trained run on a split, with a report one can look at")
-    _run(evaluate)
+    _run_folder(evaluate)
     evaluate.add_argument("--split", default="test", help="train, valid or test (default: test)")
 
     predict = _verb(verbs, "predict", _predict, "score raw rows of any size to Parquet or CSV, in input order")
-    _run(predict)
+    _run_folder(predict)
     predict.add_argument("inputs", nargs="+", help="files, globs or folders of raw rows")
     predict.add_argument("--out", type=Path, required=True, help="predictions.parquet or predictions.csv")
     predict.add_argument("--batch-rows", type=int, default=16_384, help="rows scored at a time (default: 16384)")
@@ -89,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     export = _verb(
         verbs, "export", _export, "write a bundle (ONNX graph, transforms, manifest), checked against PyTorch on real rows"
     )
-    _run(export)
+    _run_folder(export)
     export.add_argument("--out", type=Path, help="bundle folder; default: RUN/bundle")
     export.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
 
@@ -110,7 +119,7 @@ def _config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
 
 
-def _run(parser: argparse.ArgumentParser) -> None:
+def _run_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of a run, or of one checkpoint")
     parser.add_argument("--which", choices=("best", "last"), default="best", help="checkpoint of the run (default: best)")
 

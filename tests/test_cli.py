@@ -1,6 +1,7 @@
 """`trm` as people meet it: help that teaches, errors in words on stderr, output that other programs can read."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -255,9 +256,11 @@ def test_list_tells_every_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(net.summary in line for line, net in zip(lines, net_classes().values()))
 
 
-@pytest.mark.parametrize("arguments", ["list", "schema", "--help"])
-def test_a_reader_that_stops_early_is_no_error(arguments: str) -> None:
+@pytest.mark.parametrize("arguments", ["schema", "--help"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_stops_early_is_no_error(arguments: str, unbuffered: str) -> None:
     """`trm schema | head -1`: the pipe is closed before all is written, or before it is flushed."""
     command = f"{sys.executable} -m torchrec_models.pipelines.cli {arguments} | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
