@@ -13,6 +13,13 @@ from pathlib import Path
 
 OVERRIDES = "settings that replace the file's, as dotted.path=value: train.batch_size=1024 model.hidden_units=[64,32]"
 
+BESIDE_TORCHREC = ("torchrec", "fbgemm_gpu", "tensordict", "torchmetrics", "pyre_extensions")
+INSTALL = (
+    "TorchRec's own requirements name the CUDA build of fbgemm, so pip cannot choose for you. On a CPU: "
+    "pip install fbgemm-gpu-cpu==1.8.0 tensordict torchmetrics==1.0.3 pyre-extensions && pip install --no-deps torchrec==1.8.0; "
+    "on a GPU: pip install torchrec==1.8.0"
+)
+
 VERBOSE = "log more, and show tracebacks of errors"
 
 
@@ -44,6 +51,11 @@ def _run_verb(argv: Sequence[str] | None) -> int:
         return 130
     except BrokenPipeError:
         raise
+    except ModuleNotFoundError as error:
+        if args.verbose or error.name not in BESIDE_TORCHREC:
+            raise
+        print(f"error: {error.name} is not installed. {INSTALL}", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         if args.verbose:
             raise
