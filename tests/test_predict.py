@@ -178,24 +178,25 @@ def test_a_label_cannot_have_the_name_of_the_row_id(folder: Path) -> None:
     assert C.parse(raw).labels["row"].column == "label"
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def torchrun(*arguments: str, num_processes: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command += ["-m", "torchrec_models.pipelines.cli", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
 
 
-def test_two_processes_write_what_one_writes(folder: Path, expected: np.ndarray, tmp_path: Path) -> None:
-    rows = pq.read_table(folder / "raw").slice(0, 201)  # in fifties: the last row is scored by one process alone
-    pq.write_table(rows, tmp_path / "rows.parquet")
-    out = tmp_path / "p.parquet"
-    done = torchrun("predict", str(folder / "run"), str(tmp_path / "rows.parquet"), "--out", str(out), "--batch-rows", "50")
+def test_several_processes_write_what_one_writes(folder: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    """196 rows in pieces of 48: of the last four, two processes have two each and the third none."""
+    num_rows = 196
+    rows, out = tmp_path / "rows.parquet", tmp_path / "p.parquet"
+    pq.write_table(pq.read_table(folder / "raw").slice(0, num_rows), rows)
+    done = torchrun("predict", str(folder / "run"), str(rows), "--out", str(out), "--batch-rows", "48", num_processes=3)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("201 rows") == 1, "every process reports"
+    assert done.stdout.count("196 rows") == 1, "every process reports"
     found = pq.read_table(out)
-    assert found["key"].to_pylist() == keys(201)
-    np.testing.assert_allclose(found["label"].to_numpy(), expected[:201], atol=1e-6, rtol=0)
-    predict(folder / "run", [str(tmp_path / "rows.parquet")], tmp_path / "one.parquet", batch_rows=50, progress=False)
+    assert found["key"].to_pylist() == keys(num_rows)
+    np.testing.assert_allclose(found["label"].to_numpy(), expected[:num_rows], atol=1e-6, rtol=0)
+    predict(folder / "run", [str(rows)], tmp_path / "one.parquet", batch_rows=50, progress=False)
     assert found.schema.equals(pq.read_schema(tmp_path / "one.parquet"))
 
 
