@@ -170,7 +170,7 @@ def test_retrieval_has_weights_and_no_labels(tmp_path: Path) -> None:
     raw = {
         "data": {"train": str(tmp_path / "log.parquet"), "cache": str(tmp_path / "cache")},
         "features": {"user": {"kind": "categorical", "side": "query"}, "item": {"kind": "categorical", "side": "candidate"}},
-        "retrieval": {"candidate_id": "item"},
+        "retrieval": {"candidate_id": "item", "exclude_seen": False},
         "model": {"name": "two_tower"},
     }
     cache = prepare(parse(raw), progress=False)
