@@ -35,6 +35,7 @@ from torchrec_models.model import Ranker, Retriever, build
 from torchrec_models.schema import Schema
 
 from .config import RunConfig
+from .data.shards import Cache
 from .distributed import Built, Processes, table_width_multiple
 from .optim import TrainOptimizer
 
@@ -258,13 +259,12 @@ def read_schema(folder: Path) -> Schema:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def resume(folder: Path, *, built: Built, optimizer: TrainOptimizer, schema: Schema, procs: Processes) -> Progress:
-    """Load everything back, on any number of processes and any sharding plan. Every process must call it.
+def resume(folder: Path, *, built: Built, optimizer: TrainOptimizer, procs: Processes) -> Progress:
+    """Load everything back, on any number of processes and any sharding plan. Every process must call it; `check_cache` first.
 
     Raises:
-        CheckpointError: another schema, or an optimizer state that cannot be carried over to this sharding.
+        CheckpointError: an optimizer state that cannot be carried over to this sharding.
     """
-    _check_schema(folder, schema)
     optimizer.init_state()
     state = _state(built, optimizer)
     moments, same_shape = _split_moments(folder, state["optimizer"]["state"], procs)
@@ -316,15 +316,22 @@ def load_model(path: Path, *, which: str = "best") -> LoadedModel:
     return LoadedModel(model, schema, config, folder / "transforms", folder, read_progress(folder))
 
 
-def _check_schema(folder: Path, schema: Schema) -> None:
-    saved = read_schema(folder)
-    if saved.fingerprint() == schema.fingerprint():
-        return
-    theirs, ours = saved.to_dict(), schema.to_dict()
+def check_cache(folder: Path, cache: Cache) -> None:
+    """Whether a cache was encoded by the very transforms that travel with a checkpoint: vocabularies can differ in order alone.
+
+    Raises:
+        CheckpointError: it was not.
+    """
+    theirs, ours = read_schema(folder).to_dict(), cache.schema.to_dict()
     parts = [k for k in ours if theirs.get(k) != ours[k]]
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    trained = {name.removeprefix("transforms/"): f["blake2b"] for name, f in files.items() if name.startswith("transforms/")}
+    if not parts and trained == {name: f["checksum"] for name, f in cache.manifest["transforms"].items()}:
+        return
+    why = f": another schema (they differ in {', '.join(parts)})" if parts else ""
     raise CheckpointError(
-        f"{folder} was trained on another schema (they differ in {', '.join(parts)}): the data was prepared anew or the "
-        "features changed; train into another folder (run=...), or go back to the old cache"
+        f"{cache.folder} was prepared anew since {folder} was trained, and its ids mean other values now{why}; "
+        "train again, into another folder (run=...), or go back to the old cache"
     )
 
 

@@ -223,7 +223,7 @@ def _predict(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from .export.run import export_run
 
-    print(export_run(args.run, out=args.out or args.run / "bundle", which=args.which, overwrite=args.overwrite))
+    print(export_run(args.run, out=args.out, which=args.which, overwrite=args.overwrite))
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -135,9 +135,8 @@ class Trainer:
             )
 
     def resume(self, folder: Path) -> None:
-        self.progress = checkpoint.resume(
-            folder, built=self.built, optimizer=self.optimizer, schema=self.cache.schema, procs=self.procs
-        )
+        checkpoint.check_cache(folder, self.cache)
+        self.progress = checkpoint.resume(folder, built=self.built, optimizer=self.optimizer, procs=self.procs)
         if self.procs.is_first:
             logger.warning("resuming %s at step %d of %d", folder, self.progress.step, self.num_steps)
 

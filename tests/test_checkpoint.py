@@ -149,13 +149,15 @@ def test_the_mark_of_the_best_is_replaced_at_once_or_not_at_all(
     """Killed when the new mark is on the disk but not in place, or before it was begun: the old one stands, resuming sets it."""
     run = shutil.copytree(finished, data / "marks")
     old = (run / "best.json").read_text()
-    assert json.loads(old)["step"] == 12
+    best_step = json.loads(old)["step"]  # 11 or 12: close calls go either way with the number of threads
+    for later in [c for c in list_checkpoints(run) if int(c.name[-8:]) > best_step]:
+        shutil.rmtree(later)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         checkpoint._write_json(run / "best.json", {"checkpoint": "other"})
     assert (run / "best.json").read_text() == old
     monkeypatch.undo()
-    (run / "best.json").write_text(json.dumps({"checkpoint": "step-00000011", "step": 11, "metrics": {}}))
+    (run / "best.json").write_text(json.dumps({"checkpoint": "step-00000006", "step": 6, "metrics": {}}))
     config = make_config(data, "marks", train__steps=12)
     with processes() as procs:
         Trainer(config, open_prepared(config), procs, show=False).resume(list_checkpoints(run)[-1])

@@ -36,11 +36,7 @@ def evaluate_run(path: Path, *, split: str = "test", which: str = "best", progre
         config, schema = checkpoint.read_config(folder), checkpoint.read_schema(folder)
         cache = open_prepared(config)
         data = cache.split(split)
-        if cache.schema != schema or not _same_transforms(cache, folder):
-            raise ValueError(
-                f"{cache.folder} was prepared anew since {folder} was trained, and its ids mean other values now; "
-                "train again, into another folder (run=...)"
-            )
+        checkpoint.check_cache(folder, cache)
         built = build_task(config, schema, procs)
         checkpoint.load_weights(folder, built.state_dict(), averaged=config.train.ema > 0)
         with evaluation_mode(built):
@@ -51,13 +47,6 @@ def evaluate_run(path: Path, *, split: str = "test", which: str = "best", progre
                 scores = score(built, cache, split, config, procs, progress="evaluating" if progress else "")
                 tasks = _ranking(scores, cache, data, config) if procs.is_first else {}
         return _write(folder, tasks, config, split, procs) if procs.is_first else ""
-
-
-def _same_transforms(cache: Cache, checkpoint_folder: Path) -> bool:
-    """Whether the cache was encoded by the very files that travel with the checkpoint: vocabularies can differ in order alone."""
-    files = json.loads((checkpoint_folder / "manifest.json").read_text())["files"]
-    trained = {name.removeprefix("transforms/"): f["blake2b"] for name, f in files.items() if name.startswith("transforms/")}
-    return trained == {name: f["checksum"] for name, f in cache.manifest["transforms"].items()}
 
 
 def _ranking(scores: Scores, cache: Cache, data: SplitData, config: RunConfig) -> dict[str, TaskReport]:

@@ -13,8 +13,11 @@ from ..data.transforms import Transforms
 from .export import export
 
 
-def export_run(path: Path, *, out: Path, which: str = "best", overwrite: bool = False) -> str:
+def export_run(path: Path, *, out: Path | None = None, which: str = "best", overwrite: bool = False) -> str:
     """Export a run's best (or last) checkpoint; returns the text for the terminal.
+
+    Args:
+        out: the bundle's folder; default `<run>/bundle`.
 
     Raises:
         ValueError: no raw rows to check with, a bundle in the way, or one that differs from PyTorch (see `export`).
@@ -22,6 +25,7 @@ def export_run(path: Path, *, out: Path, which: str = "best", overwrite: bool = 
     """
     loaded = checkpoint.load_model(path, which=which)
     run = loaded.checkpoint.resolve().parent.parent
+    out = out or (run if path.name.startswith("step-") else path) / "bundle"
     rows, where = _real_rows(loaded.config, loaded.transforms)
     metrics = _test_metrics(run, loaded.checkpoint.name) or loaded.progress.metrics
     report = export(
