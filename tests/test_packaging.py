@@ -69,7 +69,7 @@ def test_the_wheel_holds_every_module_config_and_template(wheel: Path) -> None:
 
 def test_trm_works_from_any_folder(site: Path, tmp_path: Path) -> None:
     where = run(site, tmp_path, "-c", "import torchrec_models.pipelines.cli as cli; print(cli.__file__)").strip()
-    assert Path(where) == site / "torchrec_models" / "pipelines" / "cli.py"
+    assert Path(where) == site / "torchrec_models" / "pipelines" / "cli" / "__init__.py"
     assert "usage: trm" in run(site, tmp_path, str(site / "bin" / "trm"), "--help")
     config = site / "torchrec_models" / "configs" / "ml100k" / "deepfm.yaml"
     assert "no mistakes" in run(site, tmp_path, str(site / "bin" / "trm"), "check", "--no-data", str(config))

@@ -1,0 +1,62 @@
+"""Verbs that look at configs and models: check, schema, list, demo."""
+
+import argparse
+import json
+from pathlib import Path
+
+from .arguments import add_config, add_verb
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    check = add_verb(verbs, "check", _check, "validate a config and the data it names, and report every mistake at once")
+    add_config(check)
+    check.add_argument("--print", action="store_true", dest="show", help="show the resolved config, with defaults and patterns")
+    check.add_argument("--no-data", action="store_true", help="do not look at the data files")
+
+    schema = add_verb(verbs, "schema", _schema, "write the JSON Schema of config files, for editors that complete and check YAML")
+    schema.add_argument("out", nargs="?", type=Path, help="file; default: standard output")
+
+    add_verb(verbs, "list", _list, "show every model: name, what it is, paper and year")
+
+
+def add_demo(verbs: argparse._SubParsersAction) -> None:
+    demo = add_verb(verbs, "demo", _demo, "MovieLens-100K from download to result, in a few minutes")
+    demo.add_argument("--data-dir", type=Path, help="folder with ml-100k.inter, .item and .user, if you have them")
+
+
+def _check(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines import config as C
+
+    config = C.load(args.config, args.overrides)
+    if not args.no_data:
+        from torchrec_models.pipelines.data.prepare import check_data
+
+        check_data(config)
+    if args.show:
+        print(C.write_yaml(config.model_dump(mode="json")), end="")
+    else:
+        print(f"{args.config}: no mistakes; next: trm prepare {args.config}")
+
+
+def _schema(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines import config as C
+
+    text = json.dumps(C.json_schema(), indent=1)
+    if args.out:
+        args.out.write_text(text + "\n")
+        print(f"wrote {args.out}; in an editor: # yaml-language-server: $schema={args.out}")
+    else:
+        print(text)
+
+
+def _list(_: argparse.Namespace) -> None:
+    from torchrec_models.model import net_classes
+
+    for name, net in net_classes().items():
+        print(f"{name:12} {net.summary}")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines.demo import demo
+
+    demo(data_dir=args.data_dir)

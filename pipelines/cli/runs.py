@@ -1,0 +1,66 @@
+"""Verbs that make and use trained runs: train, evaluate, predict, export."""
+
+import argparse
+import os
+from pathlib import Path
+
+from .arguments import add_config, add_run_folder, add_verb
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    train = add_verb(verbs, "train", _train, "train, from the last checkpoint if there is one (several processes: torchx run)")
+    add_config(train)
+    train.add_argument("--fresh", action="store_true", help="refuse to go on from existing checkpoints")
+
+    evaluate = add_verb(verbs, "evaluate", _evaluate, "exact metrics of a trained run on a split, with a report one can look at")
+    add_run_folder(evaluate)
+    evaluate.add_argument("--split", default="test", help="train, valid or test (default: test)")
+
+    predict = add_verb(verbs, "predict", _predict, "score raw rows of any size to Parquet or CSV, in input order")
+    add_run_folder(predict)
+    predict.add_argument("inputs", nargs="+", help="files, globs or folders of raw rows")
+    predict.add_argument("--out", type=Path, required=True, help="predictions.parquet or predictions.csv")
+    predict.add_argument("--batch-rows", type=int, default=16_384, help="rows scored at a time (default: 16384)")
+
+    export = add_verb(
+        verbs, "export", _export, "write a bundle (ONNX graph, transforms, manifest), checked against PyTorch on real rows"
+    )
+    add_run_folder(export)
+    export.add_argument("--out", type=Path, help="bundle folder; default: RUN/bundle")
+    export.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines import config as C
+    from torchrec_models.pipelines.train import train
+
+    config = C.load(args.config, args.overrides)
+    result = train(config, resume=not args.fresh)
+    if int(os.environ.get("RANK", "0")) == 0:
+        shown = ", ".join(f"{k} {v:.5f}" for k, v in result.metrics.items())
+        ended = result.progress.stopped or f"reached step {result.progress.step}"
+        best = f"best at step {result.progress.best_step}" + (f": {shown}" if shown else "")
+        print(f"{result.run}: {ended} in {result.seconds:.1f} s; {best}")
+        print(f"next: trm evaluate {result.run} && trm export {result.run}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines.evaluation.run import evaluate_run
+
+    text = evaluate_run(args.run, split=args.split, which=args.which)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(text)
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines.predict import predict
+
+    result = predict(args.run, args.inputs, args.out, which=args.which, batch_rows=args.batch_rows)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"{result.out}: {result.num_rows:,} rows in {result.seconds:.1f} s ({result.num_rows / result.seconds:,.0f} rows/s)")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines.export.run import export_run
+
+    print(export_run(args.run, out=args.out, which=args.which, overwrite=args.overwrite))
