@@ -63,7 +63,7 @@ def within(name: str, *roots: str) -> bool:
 
 
 def is_net(name: str) -> bool:
-    return within(name, "torchrec_models.ranking", "torchrec_models.towers")
+    return within(name, "torchrec_models.ranking", "torchrec_models.sequence", "torchrec_models.towers")
 
 
 def is_layer(name: str) -> bool:

@@ -695,7 +695,7 @@ def test_a_net_of_ones_own_is_checked_like_the_others(tmp_path: Path, monkeypatc
         "model.widht: unknown key (given 5); did you mean 'width'? Allowed here: width"
     ]
     assert problems(tmp_path, "model: {name: 'my_nets:NotANet'}") == [
-        "model.name: given 'my_nets:NotANet'; it must be a subclass of torchrec_models.net.Net or TwoTower"
+        "model.name: given 'my_nets:NotANet'; it must be a subclass of torchrec_models.net.Net or torchrec_models.towers.two_tower.TwoTower"
     ]
 
 

@@ -4,7 +4,6 @@
 are leaves. Keep these four free of anything but calls and attributes.
 """
 
-import importlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -15,21 +14,21 @@ from torch import Tensor, nn
 from torchrec_models.batch import Batch
 from torchrec_models.embedding import EmbeddingLayer
 from torchrec_models.losses import InBatchSoftmax, LossOutput, RankingLoss
-from torchrec_models.net import InputSpec, Net
+from torchrec_models.net import InputSpec, Net, TrainingOutput, find_class
 from torchrec_models.ranking import NETS
 from torchrec_models.schema import Schema
 from torchrec_models.towers import TOWERS, TwoTower
 
 
 class Ranker(nn.Module):
-    """Batch -> logits [B, T]."""
+    """Batch -> logits [B, T], or what the net returns in training (see `TrainingOutput`)."""
 
     def __init__(self, embedding: EmbeddingLayer, net: Net) -> None:
         super().__init__()
         self.embedding = embedding
         self.net = net
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor | TrainingOutput:
         return self.net(self.embedding(batch))
 
 
@@ -98,19 +97,7 @@ def net_class(name: str) -> type[Net] | type[TwoTower]:
     Raises:
         ValueError: unknown name, module or class.
     """
-    known = net_classes()
-    if name in known:
-        return known[name]
-    if ":" not in str(name):
-        raise ValueError(f"given {name!r}; allowed: {', '.join(known)}, or package.module:Class")
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"given {name!r}; cannot import it: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, (Net, TwoTower))):
-        raise ValueError(f"given {name!r}; it must be a subclass of torchrec_models.net.Net or TwoTower")
-    return found
+    return find_class(name, net_classes(), (Net, TwoTower))
 
 
 def is_retrieval(name: str) -> bool:
@@ -159,9 +146,10 @@ def build(
         return RetrievalTask(retriever, loss.to(device), CandidateId(schema))
     if not schema.tasks:
         raise ValueError(f"{name} needs at least one label")
-    ranking_net = cls(InputSpec.from_schema(schema), cls.Config(**(options or {})))
-    ranker = Ranker(embedding(first_order=cls.first_order), ranking_net.to(device))
-    return RankingTask(ranker, RankingLoss(schema.tasks).to(device))
+    net_config = cls.Config(**(options or {}))
+    ranking_net = cls(InputSpec.from_schema(schema), net_config)
+    ranker = Ranker(embedding(first_order=cls.wants_first_order(net_config)), ranking_net.to(device))
+    return RankingTask(ranker, RankingLoss(schema.tasks, ranking_net.auxiliary_losses()).to(device))
 
 
 def _check_sides(schema: Schema, name: str) -> None:

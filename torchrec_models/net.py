@@ -6,12 +6,17 @@ A net is a plain `nn.Module`: tensors in, logits out. It owns a `Config`, never 
 an optimizer, and so can be tested, compiled, cast and exported on its own.
 """
 
-from typing import ClassVar, NamedTuple
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from torchrec_models.schema import Schema, Side
+
+if TYPE_CHECKING:
+    from torchrec_models.losses.auxiliary import AuxiliaryLoss
 
 
 class FieldSpec(NamedTuple):
@@ -120,6 +125,18 @@ class Inputs(NamedTuple):
     sequences: dict[str, tuple[Tensor, Tensor]]
 
 
+class TrainingOutput(NamedTuple):
+    """What a net with branches returns in training mode.
+
+    Attributes:
+        logits_BT: [B, T], what `forward` alone returns in evaluation mode.
+        branches: name -> [B, T], logits that only the net's `auxiliary_losses` read.
+    """
+
+    logits_BT: Tensor
+    branches: dict[str, Tensor]
+
+
 class NetConfig(BaseModel):
     """Base of every net's `Config`: frozen, and a misspelt key is an error."""
 
@@ -128,6 +145,8 @@ class NetConfig(BaseModel):
 
 class Net(nn.Module):
     """Base of ranking nets. Subclasses take `(spec, config)` and return logits [B, T].
+
+    A net may also return vectors: built with `spec._replace(num_tasks=K)` it is a bottom or an expert of width K in another net.
 
     Class attributes:
         Config: the net's own options.
@@ -139,5 +158,36 @@ class Net(nn.Module):
     first_order: ClassVar[bool] = False
     summary: ClassVar[str] = ""
 
-    def forward(self, inputs: Inputs) -> Tensor:
+    @classmethod
+    def wants_first_order(cls, config: NetConfig) -> bool:
+        """Whether a net of this config reads `Inputs.first_order_BF`; a net with others inside it asks them."""
+        return cls.first_order
+
+    def auxiliary_losses(self) -> Sequence["AuxiliaryLoss"]:
+        """What is added to the loss in training; these read the branches of the net's `TrainingOutput`."""
+        return ()
+
+    def forward(self, inputs: Inputs) -> Tensor | TrainingOutput:
+        """Logits [B, T]; in training mode, a net that has auxiliary losses returns a `TrainingOutput`."""
         raise NotImplementedError
+
+
+def find_class(name: str, known: Mapping[str, type], bases: tuple[type, ...]) -> type:
+    """The class behind a config's `name`: a known one, or `package.module:Class` of your own.
+
+    Raises:
+        ValueError: unknown name, module or class; a class of none of the `bases`.
+    """
+    if name in known:
+        return known[name]
+    if ":" not in str(name):
+        raise ValueError(f"given {name!r}; allowed: {', '.join(known)}, or package.module:Class")
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"given {name!r}; cannot import it: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, bases)):
+        allowed = " or ".join(f"{base.__module__}.{base.__name__}" for base in bases)
+        raise ValueError(f"given {name!r}; it must be a subclass of {allowed}")
+    return found

@@ -17,28 +17,41 @@ REGRESSION_METRICS = ("rmse", "mae")
 Written = Mapping[str, str]  # name -> the key it was given by, which may be a pattern
 
 
-def check_model(model: Mapping[str, Any]) -> tuple["type[Net] | type[TwoTower] | None", list[str]]:
-    """The net's class (of the nearest name where the name is misspelt) and what is wrong with `model`."""
+def check_model(model: Mapping[str, Any], *, prefix: str = "model.") -> tuple["type[Net] | type[TwoTower] | None", list[str]]:
+    """The net's class (of the nearest name where the name is misspelt) and what is wrong with `model`.
+
+    A net inside the net (`NestedNet`) is checked in the same way.
+    """
     from torchrec_models.model import net_class, net_classes  # torch is slow to import; only a config with a model needs it
+    from torchrec_models.ranking import NETS
+    from torchrec_models.ranking.nested import NestedNet
 
     if not model:
         return None, []
-    name, known = model.get("name"), net_classes()
+    nested = prefix != "model."
+    name, known = model.get("name"), NETS if nested else net_classes()
     allowed = f"{', '.join(known)}, or package.module:Class"
     options = {k: v for k, v in model.items() if k != "name"}
     problems: list[str] = []
     if name is None:
-        return None, [f"model.name: required, and not given; allowed: {allowed}"]
+        return None, [f"{prefix}name: required, and not given; allowed: {allowed}"]
     if not isinstance(name, str) or (name not in known and ":" not in name):
-        problems.append(f"model.name: given {short(name)}; allowed: {allowed}{nearest(name, known)}")
+        problems.append(f"{prefix}name: given {short(name)}; allowed: {allowed}{nearest(name, known)}")
         name = nearest_name(name, known)
         if not name:
             return None, problems
     try:
         net = net_class(name)
     except ValueError as error:
-        return None, [f"model.name: {error}"]
-    problems += check_structure(net.Config, options, prefix="model.")[0]
+        return None, [f"{prefix}name: {error}"]
+    for key, field in net.Config.model_fields.items():
+        if field.annotation is NestedNet and isinstance(options.get(key), dict):
+            inner = options[key]
+            problems += (
+                check_model(inner, prefix=f"{prefix}{key}.")[1] if inner else [f"{prefix}{key}.name: required, and not given"]
+            )
+            options[key] = {"name": next(iter(NETS))}  # told above, and not again
+    problems += check_structure(net.Config, options, prefix=prefix)[0]
     return net, problems
 
 

@@ -7,40 +7,44 @@ import sys
 import onnxruntime
 import pytest
 import torch
-from fixtures import SCHEMAS, as_batch, categorical, make_batch, make_inputs, make_rows, make_schema, take
+from cases import CASES, Case
+from fixtures import SCHEMAS, as_batch, categorical, make_batch, make_inputs, make_rows, make_schema, sequence, take
 from torch import Tensor, nn
 
+from torchrec_models.batch import Batch
 from torchrec_models.model import RankingTask, build
 from torchrec_models.net import Inputs, InputSpec, Net
 from torchrec_models.pipelines.data.rows import Rows
 from torchrec_models.ranking import NETS
 
-SMALL = {"hidden_units": (16, 8)}
-CASES = {
-    "deepfm": ("deepfm", SMALL),
-    "deepfm_batch_norm": ("deepfm", {**SMALL, "batch_norm": True}),
-    "dlrm": ("dlrm", {"bottom_units": (8,), "top_units": (16, 8)}),
-    "dlrm_cat": ("dlrm", {"bottom_units": (8,), "top_units": (16,), "interaction": "cat", "batch_norm": True}),
-}
-NEEDS_FIELDS = {"deepfm", "dlrm"}  # nets that refuse a schema with numeric features only
-
 each_case = pytest.mark.parametrize("case", CASES)
-each_schema = pytest.mark.parametrize("schema_name", [name for name in SCHEMAS if name != "dense"])
+each_case_and_schema = pytest.mark.parametrize(("case", "schema_name"), [(c, n) for c, one in CASES.items() for n in one.schemas])
+each_case_with_lists = pytest.mark.parametrize(
+    ("case", "schema_name"), [(c, n) for c, one in CASES.items() for n in one.schemas if SCHEMAS[n].sequences]
+)
 
 
 def make_task(case: str, schema_name: str, *, seed: int = 0) -> RankingTask:
-    name, options = CASES[case]
     torch.manual_seed(seed)
-    task = build(SCHEMAS[schema_name], name, options)
+    task = build(SCHEMAS[schema_name], CASES[case].name, CASES[case].options)
     assert isinstance(task, RankingTask)
     return task
 
 
 def make_net(case: str, schema_name: str, *, seed: int = 0) -> tuple[Net, InputSpec]:
-    name, options = CASES[case]
-    spec = InputSpec.from_schema(SCHEMAS[schema_name])
+    net, spec = NETS[CASES[case].name], InputSpec.from_schema(SCHEMAS[schema_name])
     torch.manual_seed(seed)
-    return NETS[name](spec, NETS[name].Config(**options)), spec
+    return net(spec, net.Config(**CASES[case].options)), spec
+
+
+def first_order(case: str) -> bool:
+    net = NETS[CASES[case].name]
+    return net.wants_first_order(net.Config(**CASES[case].options))
+
+
+def with_all_gradients(task: RankingTask) -> RankingTask:
+    """In evaluation mode, unless the net has branches, which only training mode computes."""
+    return task.train(bool(task.loss.auxiliary))
 
 
 def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -50,12 +54,11 @@ def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 
 def test_every_net_has_a_case():
-    assert {name for name, _ in CASES.values()} == set(NETS)
+    assert {case.name for case in CASES.values()} == set(NETS)
     assert all(net.summary for net in NETS.values())
 
 
-@each_case
-@each_schema
+@each_case_and_schema
 def test_shapes(case, schema_name):
     schema = SCHEMAS[schema_name]
     task = make_task(case, schema_name)
@@ -65,20 +68,15 @@ def test_shapes(case, schema_name):
     assert logits.dtype == torch.float32
 
 
-@each_case
-def test_numeric_features_alone(case):
-    name, _ = CASES[case]
-    if name in NEEDS_FIELDS:
-        with pytest.raises(ValueError, match="needs at least one categorical or sequence feature"):
-            make_task(case, "dense")
-    else:
-        assert make_task(case, "dense")(make_batch(SCHEMAS["dense"], 7))[0].isfinite()
+@pytest.mark.parametrize(("case", "schema_name"), [(c, n) for c, one in CASES.items() for n in one.refuses])
+def test_features_that_a_net_cannot_take_are_refused(case, schema_name):
+    with pytest.raises(ValueError, match=CASES[case].refuses[schema_name]):
+        make_task(case, schema_name)
 
 
-@each_case
-@each_schema
+@each_case_and_schema
 def test_gradient_reaches_every_parameter(case, schema_name):
-    task = make_task(case, schema_name).eval()
+    task = with_all_gradients(make_task(case, schema_name))
     found = gradients(task, task(make_batch(SCHEMAS[schema_name], 64))[0])
     assert set(found) == {name for name, p in task.named_parameters() if p.requires_grad}
     for name, gradient in found.items():
@@ -110,8 +108,7 @@ def test_a_batch_of_weight_zero_gives_zero(case):
     assert not any(gradient.any() for gradient in gradients(task, loss).values())
 
 
-@each_case
-@each_schema
+@each_case_and_schema
 def test_permuted_rows_give_permuted_logits(case, schema_name):
     schema = SCHEMAS[schema_name]
     model = make_task(case, schema_name).eval().model
@@ -119,13 +116,12 @@ def test_permuted_rows_give_permuted_logits(case, schema_name):
     torch.testing.assert_close(model(as_batch(schema, rows.take(order))), model(as_batch(schema, rows))[order])
 
 
-@each_case
-@pytest.mark.parametrize("schema_name", ["sequence", "target_and_history", "sequence_only", "everything"])
+@each_case_with_lists
 def test_padding_has_no_effect(case, schema_name):
     """Positions that are padding in every row can be cut off: how far a sequence is padded does not matter."""
     net, spec = make_net(case, schema_name)
     net.eval()
-    inputs = make_inputs(spec, 8, first_order=net.first_order)
+    inputs = make_inputs(spec, 8, first_order=first_order(case))
     for values_BLE, mask_BL in inputs.sequences.values():
         values_BLE[:, 2:] = 0
         mask_BL[:, 2:] = False
@@ -144,17 +140,26 @@ def test_what_other_rows_hold_has_no_effect(case):
     torch.testing.assert_close(alone, together)
 
 
-@each_case
-def test_overfits_what_only_an_interaction_explains(case):
-    """label = parity(a) xor parity(b), over all 64 pairs: no sum of single features can tell."""
-    name, options = CASES[case]
-    schema = make_schema([categorical("a"), categorical("b")], num_rows=8, init_std=0.1)
+def interaction_pairs(case: Case) -> tuple[RankingTask, Batch]:
+    """label = parity(a) xor parity(b), over all 64 pairs; where the net needs a history, b is the only event in it."""
+    a, b = torch.cartesian_prod(torch.arange(8, dtype=torch.int32), torch.arange(8, dtype=torch.int32)).T
+    labels = ((a + b) % 2).float()[:, None]
     torch.manual_seed(0)
-    task = build(schema, name, options)
-    ids = torch.cartesian_prod(torch.arange(8, dtype=torch.int32), torch.arange(8, dtype=torch.int32))
-    labels = ((ids[:, :1] + ids[:, 1:]) % 2).float()
-    batch = as_batch(schema, Rows(torch.empty(64, 0), ids, (), labels, torch.ones(64, 1)))
-    optimizer = torch.optim.Adam(task.parameters(), lr=0.02)
+    if "pooled" in case.refuses:
+        features = [categorical("item"), sequence("history", table="item", max_len=2)]
+        ids, lists = a[:, None], ((b.contiguous(), torch.arange(65)),)
+    else:
+        features, ids, lists = [categorical("a"), categorical("b")], torch.stack([a, b], dim=1), ()
+    schema = make_schema(features, num_rows=8, init_std=0.1)
+    batch = as_batch(schema, Rows(torch.empty(64, 0), ids, lists, labels, torch.ones(64, 1)))
+    return build(schema, case.name, {**case.options, **case.overfit}), batch
+
+
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.learns_interactions])
+def test_overfits_what_only_an_interaction_explains(case):
+    """No sum of single features can tell the parity of a pair."""
+    task, batch = interaction_pairs(CASES[case])
+    optimizer = torch.optim.Adam(task.parameters(), lr=CASES[case].learning_rate)
     for _ in range(300):
         optimizer.zero_grad()
         loss = task(batch)[0]
@@ -164,15 +169,14 @@ def test_overfits_what_only_an_interaction_explains(case):
             break
     loss, (_, logits, _, _) = task.eval()(batch)
     assert loss < 0.05
-    assert ((logits > 0) == (labels > 0.5)).all()
+    assert ((logits > 0) == (batch.labels > 0.5)).all()
 
 
 @each_case
 def test_initialises_on_meta(case):
     """Built on meta and emptied as DistributedModelParallel does it, a net holds what one built on the CPU holds."""
-    name, _ = CASES[case]
-    wide = {"hidden_units": (256, 128)} if name != "dlrm" else {"bottom_units": (64,), "top_units": (256, 128)}
-    config = NETS[name].Config(**{**CASES[case][1], **wide})
+    name = CASES[case].name
+    config = NETS[name].Config(**{**CASES[case].options, **CASES[case].wide})
     spec = InputSpec.from_schema(SCHEMAS["everything"])
     torch.manual_seed(0)
     with torch.device("meta"):
@@ -202,11 +206,13 @@ def _reset_own(module: nn.Module) -> None:
         module.reset_parameters()
 
 
-@each_case
-@pytest.mark.parametrize("schema_name", ["everything", "pooled"])
+@pytest.mark.parametrize(
+    ("case", "schema_name"), [(c, n) for c in CASES for n in ("everything", "pooled") if n in CASES[c].schemas]
+)
 def test_bfloat16_autocast_is_close(case, schema_name):
     net, spec = make_net(case, schema_name)
-    inputs = make_inputs(spec, 256, first_order=net.first_order)
+    net.train(not net.auxiliary_losses())  # branches are no part of the answer
+    inputs = make_inputs(spec, 256, first_order=first_order(case))
     expected = net(inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = net(inputs)
@@ -265,7 +271,7 @@ def test_exports_to_onnx(case):
 @each_case
 def test_inputs_of_another_spec_are_refused(case):
     net, spec = make_net(case, "everything")
-    good = make_inputs(spec, 4, first_order=net.first_order)
+    good = make_inputs(spec, 4, first_order=first_order(case))
     net(good)
     (first, pair), *others = good.sequences.items()
     bad = {
@@ -275,7 +281,7 @@ def test_inputs_of_another_spec_are_refused(case):
         "another": good._replace(sequences={**good.sequences, "another": pair}),
         "width 4": good._replace(sequences={**good.sequences, first: (pair[0][:, :, :4], pair[1])}),
     }
-    if net.first_order:
+    if first_order(case):
         bad["first_order_BF"] = good._replace(first_order_BF=good.first_order_BF[:, :0])
     for word, inputs in bad.items():
         with pytest.raises(ValueError, match=word):
@@ -287,7 +293,7 @@ def test_net_alone_permutes_and_trains_in_float64(case):
     """A net keeps the dtype it is given."""
     net, spec = make_net(case, "everything")
     net.double().eval()
-    inputs = make_inputs(spec, 8, first_order=net.first_order, dtype=torch.float64)
+    inputs = make_inputs(spec, 8, first_order=first_order(case), dtype=torch.float64)
     order = torch.randperm(8)
     logits = net(inputs)
     assert logits.dtype == torch.float64

@@ -43,6 +43,35 @@ class FieldStack(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
+class FlatFields(nn.Module):
+    """`Inputs` -> [B, X]: everything side by side, for nets that take one vector and do not mind unequal widths.
+
+    Categorical fields, then sequences (the mean of their vectors), then numeric values as they are.
+
+    Args:
+        spec: sizes.
+        who: the net's name, for the error.
+
+    Shapes:
+        output [B, X] with X = C + sum of sequence widths + D, see `out_width`; `widths` lists the parts, 1 per number.
+
+    Raises:
+        ValueError: if there is no feature at all.
+    """
+
+    def __init__(self, spec: InputSpec, *, who: str) -> None:
+        super().__init__()
+        self.sequences = [s.name for s in spec.sequences]
+        self.widths = [f.width for f in spec.fields] + [s.width for s in spec.sequences] + [1] * spec.num_dense
+        self.out_width = sum(self.widths)
+        if not self.widths:
+            raise ValueError(f"{who} needs at least one feature")
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        pooled = [masked_mean(*inputs.sequences[name]) for name in self.sequences]
+        return torch.cat([inputs.fields_BC, *pooled, inputs.dense_BD], dim=1)
+
+
 def masked_mean(values_BLE: Tensor, mask_BL: Tensor) -> Tensor:
     """[B, E]: mean over the positions where the mask is True; zero for an empty row. Padding must be zero already."""
     return values_BLE.sum(dim=1) / mask_BL.sum(dim=1, keepdim=True).clamp(min=1)

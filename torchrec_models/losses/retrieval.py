@@ -1,72 +1,13 @@
-"""Losses: logits and a batch in, one number to minimise and what the metrics need out.
-
-Rows and labels are weighted; a weight of 0 takes the row out. The mean is over the weights of *all* processes, so that a run
-does not depend on how its rows are spread.
-"""
+"""The loss of retrieval: sampled softmax over the batch."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrec_models.schema import Task
-
-LossOutput = tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]
-
-
-def num_processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def weighted_mean(losses_BT: Tensor, weights_BT: Tensor) -> Tensor:
-    """[T]: sum(w * l) / sum(w) per task, the denominator taken over all processes.
-
-    Scaled so that the *average* over processes (which is what DistributedDataParallel and TorchRec's gradient division make
-    of gradients) is the mean over all rows. A task without any weight gives 0.
-    """
-    total_T = weights_BT.sum(dim=0)
-    world = num_processes()
-    if world > 1:
-        total_T = total_T.detach().clone()
-        dist.all_reduce(total_T)
-        total_T = total_T / world
-    return (losses_BT * weights_BT).sum(dim=0) / total_T.clamp(min=torch.finfo(total_T.dtype).tiny)
-
-
-class RankingLoss(nn.Module):
-    """Binary cross-entropy (binary tasks) or squared error (regression), summed over tasks with their `loss_weight`.
-
-    Shapes:
-        logits [B, T], labels [B, T], weights [B, T] -> loss [], (losses [B, T], logits [B, T], labels [B, T], weights [B, T]);
-        the weights that come back are multiplied by `positive_weight` where the label is 1.
-    """
-
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        super().__init__()
-        self.binary = [t.kind == "binary" for t in tasks]
-        self.positive_weight_T: Tensor
-        self.loss_weight_T: Tensor
-        self.register_buffer("positive_weight_T", torch.tensor([t.positive_weight for t in tasks]), persistent=False)
-        self.register_buffer("loss_weight_T", torch.tensor([t.loss_weight for t in tasks]), persistent=False)
-
-    def forward(self, logits_BT: Tensor, labels_BT: Tensor, weights_BT: Tensor) -> LossOutput:
-        logits_BT = _at_least_float32(logits_BT)
-        if all(self.binary):
-            losses_BT = F.binary_cross_entropy_with_logits(logits_BT, labels_BT, reduction="none")
-        else:
-            losses_BT = torch.stack(
-                [
-                    F.binary_cross_entropy_with_logits(z, y, reduction="none") if binary else (z - y) ** 2
-                    for binary, z, y in zip(self.binary, logits_BT.unbind(1), labels_BT.unbind(1))
-                ],
-                dim=1,
-            )
-        weights_BT = weights_BT * torch.where(labels_BT > 0.5, self.positive_weight_T, 1.0)
-        loss = (weighted_mean(losses_BT, weights_BT) * self.loss_weight_T).sum()
-        return loss, (losses_BT.detach(), logits_BT.detach(), labels_BT, weights_BT)
+from .mean import LossOutput, at_least_float32, num_processes, weighted_mean
 
 
 class InBatchSoftmax(nn.Module):
@@ -140,7 +81,7 @@ class InBatchSoftmax(nn.Module):
     def forward(self, query_BK: Tensor, candidate_BK: Tensor, candidate_id_B: Tensor, weights_BT: Tensor) -> LossOutput:
         batch_rows = query_BK.shape[0]
         weights_B1 = weights_BT[:, :1]
-        query_BK, candidate_BK = _at_least_float32(query_BK), _at_least_float32(candidate_BK)
+        query_BK, candidate_BK = at_least_float32(query_BK), at_least_float32(candidate_BK)
         ids_B = candidate_id_B.masked_fill(weights_B1[:, 0] == 0, -1)
         candidates_NK, ids_N, offset = _gather(candidate_BK, ids_B)
         own_B = torch.arange(offset, offset + batch_rows, device=ids_B.device)
@@ -177,10 +118,6 @@ class InBatchSoftmax(nn.Module):
         gap = self.step - self.last_seen[seen]
         self.gap_steps[seen] += rate * (gap - self.gap_steps[seen])
         self.last_seen[seen] = self.step
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _gather(candidate_BK: Tensor, candidate_id_B: Tensor) -> tuple[Tensor, Tensor, int]:

@@ -1,0 +1,30 @@
+"""Weighted means over the rows of all processes."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+LossOutput = tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+def num_processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def weighted_mean(losses_BT: Tensor, weights_BT: Tensor) -> Tensor:
+    """[T]: sum(w * l) / sum(w) per task, the denominator taken over all processes.
+
+    Scaled so that the *average* over processes (which is what DistributedDataParallel and TorchRec's gradient division make
+    of gradients) is the mean over all rows. A task without any weight gives 0.
+    """
+    total_T = weights_BT.sum(dim=0)
+    world = num_processes()
+    if world > 1:
+        total_T = total_T.detach().clone()
+        dist.all_reduce(total_T)
+        total_T = total_T / world
+    return (losses_BT * weights_BT).sum(dim=0) / total_T.clamp(min=torch.finfo(total_T.dtype).tiny)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
