@@ -11,6 +11,8 @@ NO_HISTORY = dict.fromkeys(
     ("dense", "pooled", "pooled_dense", "bags", "shared", "tasks", "sequence", "sequence_only"), "needs at least one history"
 )
 
+NO_SEQUENCE = dict.fromkeys(("dense", "pooled", "pooled_dense", "bags", "shared", "tasks"), "needs at least one history")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -53,4 +55,5 @@ CASES: dict[str, Case] = {
         NO_FIELDS,
     ),
     "dnn": Case("dnn", {**UNITS, "batch_norm": True}, WIDE_UNITS),
+    "recurrent": Case("recurrent", {"head": {"name": "dnn", **UNITS}}, {"head": {"name": "dnn", **WIDE_UNITS}}, NO_SEQUENCE),
 }
