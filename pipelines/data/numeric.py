@@ -5,11 +5,13 @@ Runs in exported bundles too: numpy and pyarrow only.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from .plain_values import Undecided, plain_number
 from .values import Place, is_list, numbers
 
 
@@ -22,6 +24,9 @@ class Fill:
     def apply(self, x: np.ndarray) -> np.ndarray:
         return np.where(np.isnan(x), self.value, x)
 
+    def apply_value(self, x: float) -> float:
+        return x if x == x else float(self.value)
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -33,6 +38,11 @@ class Clip:
     def apply(self, x: np.ndarray) -> np.ndarray:
         return np.clip(x, self.low, self.high)
 
+    def apply_value(self, x: float) -> float:
+        if self.low is not None and x < self.low:
+            x = float(self.low)
+        return float(self.high) if self.high is not None and x > self.high else x
+
 
 @dataclass(frozen=True)
 class Log1p:
@@ -40,6 +50,11 @@ class Log1p:
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         return np.log1p(x)
+
+    def apply_value(self, x: float) -> float:
+        if x <= -1:
+            raise Undecided
+        return float(np.log1p(x))  # math.log1p may differ from numpy's in the last bit
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,9 @@ class MinMax:
     def apply(self, x: np.ndarray) -> np.ndarray:
         return (x - self.low) / ((self.high - self.low) or 1.0)
 
+    def apply_value(self, x: float) -> float:
+        return (x - self.low) / ((self.high - self.low) or 1.0)
+
 
 @dataclass(frozen=True)
 class Standard:
@@ -61,6 +79,9 @@ class Standard:
     std: float
 
     def apply(self, x: np.ndarray) -> np.ndarray:
+        return (x - self.mean) / (self.std or 1.0)
+
+    def apply_value(self, x: float) -> float:
         return (x - self.mean) / (self.std or 1.0)
 
 
@@ -75,12 +96,24 @@ class Quantile:
     quantiles: tuple[float, ...]
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        knots = np.asarray(self.quantiles)
-        levels = np.linspace(0.0, 1.0, len(knots))
+        knots = self._knots_and_levels[0]
+        return np.where(x <= knots[0], 0.0, np.where(x >= knots[-1], 1.0, self._middle(x)))
+
+    def apply_value(self, x: float) -> float:
+        knots = self.quantiles
+        return 0.0 if x <= knots[0] else 1.0 if x >= knots[-1] else float(self._middle(x))
+
+    def _middle(self, x: np.ndarray | float) -> np.ndarray | float:
+        knots, levels, falling_knots, falling_levels = self._knots_and_levels
         upward = np.interp(x, knots, levels)
-        downward = -np.interp(-x, -knots[::-1], -levels[::-1])
-        middle = 0.5 * (upward + downward)
-        return np.where(x <= knots[0], 0.0, np.where(x >= knots[-1], 1.0, middle))
+        downward = -np.interp(-x, falling_knots, falling_levels)
+        return 0.5 * (upward + downward)
+
+    @cached_property
+    def _knots_and_levels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        knots = np.asarray(self.quantiles, np.float64)
+        levels = np.linspace(0.0, 1.0, len(knots))
+        return knots, levels, -knots[::-1], -levels[::-1]
 
 
 Step = Fill | Clip | Log1p | MinMax | Standard | Quantile
@@ -115,6 +148,24 @@ def to_float(column: pa.Array, place: Place) -> np.ndarray:
         raise place.column_error(f"the column holds lists ({column.type}), and the feature is numeric: one number per row")
     values, missing = numbers(column, place)
     return np.where(missing, np.nan, values.astype(np.float64))
+
+
+_SMALLEST_INFINITE = 2.0**128 - 2.0**103  # what rounds to infinity in 32 bits
+
+
+def apply_steps_to_value(steps: Sequence[Step], value: Any) -> float:
+    """What `to_float` and `apply_steps` give for a column of this one plain value, before the rounding to float32.
+
+    Raises:
+        Undecided: where they would refuse the value, and for values of unusual types.
+    """
+    number = plain_number(value)
+    x = np.nan if number is None else float(number)
+    for step in steps:
+        x = step.apply_value(x)
+    if -_SMALLEST_INFINITE < x < _SMALLEST_INFINITE:
+        return x
+    raise Undecided
 
 
 def apply_step(step: Step, x: np.ndarray, place: Place) -> np.ndarray:

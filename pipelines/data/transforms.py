@@ -6,6 +6,7 @@ On disk: `transforms.json` (the schema and each feature's and table's fitted sta
 
 import difflib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,8 @@ import pyarrow.ipc
 from torchrec_models.schema import Schema
 
 from .ids import Buckets, Hash, Identity, IdTransform, Vocabulary
-from .numeric import Step, apply_steps, step_from_dict, step_to_dict, to_float
+from .numeric import Step, apply_steps, apply_steps_to_value, step_from_dict, step_to_dict, to_float
+from .plain_values import plain_list, plain_pieces
 from .values import Place, explode, is_list, is_text, kind_of, one_array
 
 FORMAT_VERSION = 1
@@ -36,6 +38,10 @@ class NumericTransform:
     def encode(self, column: pa.Array, place: Place) -> np.ndarray:
         """[N] float32, finite."""
         return apply_steps(self.steps, to_float(column, place), place)
+
+    def encode_value(self, value: Any) -> float:
+        """`encode` of one plain value, not yet rounded to 32 bits; see plain_values.py."""
+        return apply_steps_to_value(self.steps, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +85,20 @@ class IdsTransform:
             hint = "set separator" if is_text(column_type) else "use kind: categorical with max_len: 1"
             raise place.column_error(f"the feature takes lists, and the column has type {column_type}; {hint}")
         return explode(column, separator=self.separator, max_len=self.max_len, keep=self.keep)
+
+    def list_finder(self, table: IdTransform) -> Callable[[Any], list[int]]:
+        """A function from one plain value (a list, separated text, None) to what `flat` and `table.encode` give for it."""
+        row_of, as_text, separator, max_len = table.row_finder(), table.reads_text, self.separator, self.max_len
+        kept = slice(max_len) if self.keep == "first" else slice(-max_len, None)
+
+        def rows_of(value: Any) -> list[int]:
+            if separator:
+                values = plain_pieces(value, separator=separator, as_text=as_text)
+            else:
+                values = plain_list(value, as_text=as_text)
+            return [row_of(one) for one in values[kept]]
+
+        return rows_of
 
 
 @dataclass(frozen=True, kw_only=True)

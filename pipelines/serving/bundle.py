@@ -52,11 +52,15 @@ class Graph:
 
     def run(self, encoded: Encoded) -> np.ndarray:
         """Model inputs to the graph's output [N, T] or [N, K] float32."""
+        return self.run_slots(self.layout.fill(encoded) if "ids" in self.inputs else None, encoded.dense)
+
+    def run_slots(self, ids: np.ndarray | None, dense: np.ndarray) -> np.ndarray:
+        """`run` of what is laid out already: flat table rows [N, S] int64, numeric features [N, D] float32."""
         feeds = {}
         if "ids" in self.inputs:
-            feeds["ids"] = self.layout.fill(encoded)
+            feeds["ids"] = ids
         if "dense" in self.inputs:
-            feeds["dense"] = encoded.dense
+            feeds["dense"] = dense
         return self.session.run(None, feeds)[0]
 
 

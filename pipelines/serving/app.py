@@ -1,0 +1,210 @@
+"""The ASGI application: reads a request, finds its route, applies the limits, turns refusals into answers.
+
+Raw ASGI, because a framework's layers cost more than the model: measured in docs/serving.md.
+"""
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .access_log import AccessLog
+from .messages import HttpError, Request, Response, Route, encode_json
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+log = logging.getLogger(__name__)
+_CLOSE = (b"connection", b"close")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a server takes at most.
+
+    Args:
+        body_bytes: of one request's body; more is refused with 413.
+        concurrent_requests: in work at once, in one worker; more are refused with 503 and Retry-After.
+        body_seconds: for a body that comes in pieces to be complete; else 408.
+    """
+
+    body_bytes: int = 1 << 20
+    concurrent_requests: int = 256
+    body_seconds: float = 10.0
+
+
+class App:
+    """An ASGI application of routes.
+
+    Args:
+        routes: tried by exact path first, then by their pattern.
+        limits: of every route.
+        token: a bearer token that every request must carry, but for the health routes; empty asks for none.
+        open_paths: answered without a token and while overloaded.
+        observe: called with (route path, status, seconds) after each answer.
+        access_log: writes a line per request, or per sampled request.
+        on_start, on_stop: called when the server starts, and when it has answered its last request.
+    """
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        *,
+        limits: Limits = Limits(),  # noqa: B008  frozen
+        token: str = "",
+        open_paths: frozenset[str] = frozenset(),
+        observe: Callable[[str, int, float], None] | None = None,
+        access_log: AccessLog | None = None,
+        on_start: Callable[[], None] | None = None,
+        on_stop: Callable[[], None] | None = None,
+    ) -> None:
+        self.routes = tuple(routes)
+        self.limits = limits
+        self.num_in_work = 0
+        self.draining = False
+        self._token = token.encode()
+        self._open_paths = open_paths
+        self._observe = observe
+        self._access_log = access_log
+        self._on_start = on_start
+        self._on_stop = on_stop
+        self._exact = {(r.method, r.path): r for r in routes if "{" not in r.path}
+        self._patterns = [r for r in routes if "{" in r.path]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                if self._on_start:
+                    self._on_start()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                if self._on_stop:
+                    self._on_stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = time.perf_counter()
+        path = scope["path"]
+        route = self._exact.get((scope["method"], path))
+        self.num_in_work += 1
+        try:
+            response = await self._respond(route, scope, receive)
+        except HttpError as error:
+            response = Response(encode_json({"error": error.reason}), status=error.status, headers=error.headers)
+        except _Disconnected:
+            return
+        except Exception:
+            log.exception("%s %s failed", scope["method"], path)
+            response = Response(encode_json({"error": "the server failed at this request; its log says why"}), status=500)
+        finally:
+            self.num_in_work -= 1
+        headers = [(b"content-type", response.content_type), (b"content-length", b"%d" % len(response.body)), *response.headers]
+        if self.draining:
+            headers.append(_CLOSE)
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
+        seconds = time.perf_counter() - start
+        if self._observe:
+            self._observe(route.path if route else "", response.status, seconds)
+        if self._access_log:
+            self._access_log.write(scope, response.status, seconds)
+
+    async def _respond(self, route: Route | None, scope: Scope, receive: Receive) -> Response:
+        request = Request(scope["method"], scope["path"], scope["headers"], b"")
+        if route is None:
+            route = self._match(request)
+        if request.path not in self._open_paths:
+            if self.num_in_work > self.limits.concurrent_requests:
+                raise HttpError(503, "the server has all the work it can do; try again", headers=((b"retry-after", b"1"),))
+            if self._token or route.admin:
+                self._check_token(request)
+        request.body = await self._body(request, receive)
+        return await route.handler(request)
+
+    def _match(self, request: Request) -> Route:
+        parts = tuple(request.path.strip("/").split("/"))
+        allowed = [r.method for r in self.routes if r.path == request.path]
+        for route in self._patterns:
+            params = _params(route.parts, parts)
+            if params is None:
+                continue
+            if route.method == request.method:
+                request.params = params
+                return route
+            allowed.append(route.method)
+        if allowed:
+            methods = ", ".join(sorted(set(allowed)))
+            reason = f"{request.method} {request.path} is not allowed; allowed: {methods}"
+            raise HttpError(405, reason, headers=((b"allow", methods.encode()),))
+        raise HttpError(404, f"no such path {request.path[:200]}; GET /openapi.json lists all")
+
+    def _check_token(self, request: Request) -> None:
+        given = request.header(b"authorization") or b""
+        if not self._token or not hmac.compare_digest(given, b"Bearer " + self._token):
+            reason = "a valid bearer token is needed" if self._token else "this path is off: the server was started without a token"
+            raise HttpError(401 if self._token else 403, reason, headers=((b"www-authenticate", b"Bearer"),))
+
+    async def _body(self, request: Request, receive: Receive) -> bytes:
+        limit = self.limits.body_bytes
+        length = request.header(b"content-length")
+        if length is not None and int(length) > limit:  # the parser has checked that these are digits
+            raise _too_large(limit)
+        message = await receive()
+        if not message.get("more_body"):
+            body = message.get("body", b"")
+        else:
+            try:
+                body = await asyncio.wait_for(_rest_of_body(message, receive, limit), self.limits.body_seconds)
+            except asyncio.TimeoutError:
+                reason = f"the body was not complete after {self.limits.body_seconds:g} s"
+                raise HttpError(408, reason, headers=(_CLOSE,)) from None
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+
+
+async def _rest_of_body(message: MutableMapping[str, Any], receive: Receive, limit: int) -> bytes:
+    parts = [message.get("body", b"")]
+    size = len(parts[0])
+    while message.get("more_body"):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Disconnected
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(limit)
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> HttpError:
+    return HttpError(413, f"the body is larger than {limit} bytes, which is this server's limit", headers=(_CLOSE,))
+
+
+def _params(pattern: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, str] | None:
+    if len(pattern) != len(parts):
+        return None
+    params = {}
+    for expected, found in zip(pattern, parts):
+        if expected.startswith("{"):
+            if not found:
+                return None
+            params[expected[1:-1]] = found
+        elif expected != found:
+            return None
+    return params
+
+
+class _Disconnected(Exception):
+    """The caller went away before its body was complete."""

@@ -1,0 +1,82 @@
+"""Requests' rows straight to the graph's slots: what `RowCodec`, `Transforms.encode` and `SlotLayout.fill` do, one row at a time.
+
+The rules are the transforms' own (`row_finder`, `list_finder`, `encode_value`); here they are only put side by side. Where one of them
+is undecided, the vectorised path reads the row instead, or words the error. Shapes: S slots, D dense features.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..data.plain_values import Undecided
+from ..data.transforms import NumericTransform, Transforms
+from .codec import Row, RowCodec
+from .slots import SlotLayout
+
+
+class RowEncoder:
+    """Encodes rows for one graph.
+
+    Args:
+        transforms: of the features that the graph reads.
+        layout: where their ids stand.
+    """
+
+    def __init__(self, transforms: Transforms, layout: SlotLayout) -> None:
+        self._transforms = transforms
+        self._layout = layout
+        self._codec = RowCodec(transforms)
+        self._columns = self._codec.columns.keys()
+        self._numeric: list[tuple[str, Callable[[Any], float]]] = []
+        self._single: list[tuple[str, int, int, Callable[[Any], int]]] = []
+        self._many: list[tuple[str, int, int, Callable[[Any], list[int]]]] = []
+        slots = {slot.feature: slot for slot in layout.slots}
+        finders = {name: table.row_finder() for name, table in transforms.tables.items()}
+        for name, feature in transforms.features.items():
+            if isinstance(feature, NumericTransform):
+                self._numeric.append((feature.column, feature.encode_value))
+                continue
+            slot = slots[name]
+            if feature.many:
+                rows_of = feature.list_finder(transforms.tables[feature.table])
+                self._many.append((feature.column, slot.first_slot, slot.first_row, rows_of))
+            else:
+                self._single.append((feature.column, slot.first_slot, slot.first_row, finders[feature.table]))
+        self.num_slots = layout.num_slots
+        self.num_dense = len(self._numeric)
+
+    def encode(self, rows: Sequence[Row]) -> tuple[list[int], list[float]]:
+        """Flat table rows and numeric features of N rows, one row after another: N * S and N * D numbers.
+
+        Raises:
+            ValueError: for unknown keys and for values that the model cannot take, with feature, column and row (1-based).
+        """
+        ids: list[int] = []
+        dense: list[float] = []
+        for index, row in enumerate(rows):
+            try:
+                self._encode_row(row, ids, dense)
+            except Undecided:
+                del ids[index * self.num_slots :], dense[index * self.num_dense :]
+                more_ids, more_dense = self._encode_vectorised(rows[index:], index)
+                return ids + more_ids, dense + more_dense
+        return ids, dense
+
+    def _encode_row(self, row: Row, ids: list[int], dense: list[float]) -> None:
+        if type(row) is not dict or not row.keys() <= self._columns:
+            raise Undecided
+        get = row.get
+        out = [0] * self.num_slots
+        for column, slot, first_row, row_of in self._single:
+            out[slot] = first_row + row_of(get(column))
+        for column, slot, first_row, rows_of in self._many:
+            for found in rows_of(get(column)):
+                out[slot] = first_row + found
+                slot += 1
+        ids += out
+        for column, number_of in self._numeric:
+            dense.append(number_of(get(column)))
+
+    def _encode_vectorised(self, rows: Sequence[Row], first_row: int) -> tuple[list[int], list[float]]:
+        table = self._codec.table(rows, first_row=first_row)
+        encoded = self._transforms.encode(table, where=self._codec.where, first_row=first_row)
+        return self._layout.fill(encoded).ravel().tolist(), encoded.dense.ravel().tolist()
