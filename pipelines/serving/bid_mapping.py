@@ -1,0 +1,265 @@
+"""From an OpenRTB request to the raw columns that a model reads. Paths are checked and compiled once, when the server starts.
+
+A path is `site.domain`, `imp.banner.w`, `user.data[*].segment[*].id` (a list), `user.data[0].name`, `device.ext.anything`. Its root
+is a field of the request, or one of: `imp` (the impression being priced), `creative` and `campaign` (who would bid), `time`.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from msgspec import Struct
+
+from ..config.errors import ConfigError, nearest
+from .bid_config import BidConfig, TimeConfig
+from .codec import Column
+from .openrtb import BidRequest, Imp
+
+Getter = Callable[[Any], Any]
+Row = dict[str, Any]
+
+CREATIVE_KEYS, CAMPAIGN_KEYS, TIME_KEYS = ("id", "w", "h"), ("id",), ("hour", "weekday")
+_PART = re.compile(r"([A-Za-z_]\w*)((?:\[(?:\d+|\*)\])*)$")
+_INDEX = re.compile(r"\[(\d+|\*)\]")
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type without None and without bounds."""
+    if get_origin(annotation) is Annotated:
+        return _plain_type(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return _plain_type(next(a for a in get_args(annotation) if a is not type(None)))
+    return annotation
+
+
+@dataclass(frozen=True)
+class Path:
+    """A compiled path: `get(root)` is a value, a list where `many`, or None where anything on the way is missing."""
+
+    text: str
+    get: Getter
+    many: bool
+
+
+def compile_path(text: str, root: type[Struct]) -> Path:
+    """Check a path below `root` against the standard's fields and compile it.
+
+    Raises:
+        ValueError: for a field that is not there, an index into what is no list, or a path that ends in an object.
+    """
+    kind: Any = root
+    steps: list[str | int | None] = []  # a name, an index, or None for every element
+    for part in text.split("."):
+        match = _PART.match(part)
+        if not match:
+            raise ValueError(f"{part!r} is not a field; write it like user.data[0].segment[*].id")
+        name, indices = match.groups()
+        if kind is not Any:
+            fields = get_type_hints(kind, include_extras=True)
+            if name not in fields:
+                known = ", ".join(fields)
+                raise ValueError(f"{kind.__name__} has no field {name!r}{nearest(name, fields)}; those read here: {known}")
+            kind = _plain_type(fields[name])
+            kind = Any if get_origin(kind) is dict else kind
+        steps.append(name)
+        for index in _INDEX.findall(indices):
+            if kind is not Any and get_origin(kind) is not list:
+                raise ValueError(f"{name!r} is no list; leave [{index}] out")
+            kind = Any if kind is Any else _plain_type(get_args(kind)[0])
+            steps.append(None if index == "*" else int(index))
+        if part != text.rpartition(".")[2] and get_origin(kind) is list:
+            raise ValueError(f"{name!r} is a list; write {name}[*] or {name}[0]")
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        raise ValueError(f"ends in an object; go on with one of {', '.join(get_type_hints(kind))}")
+    many = None in steps or get_origin(kind) is list
+    if get_origin(kind) is list and None in steps:
+        raise ValueError("gives lists in a list; add [*] at the end")
+    return Path(text, _compile(steps), many)
+
+
+def _compile(steps: list[str | int | None]) -> Getter:
+    if None in steps:
+        at = steps.index(None)
+        outer, inner = _compile(steps[:at]), _compile(steps[at + 1 :])
+        is_nested = None in steps[at + 1 :]
+
+        def flatten(root: Any) -> list[Any] | None:
+            elements = outer(root)
+            if not isinstance(elements, list):
+                return None
+            found = [v for element in elements if (v := inner(element)) is not None]
+            return [v for one in found for v in one] if is_nested else found
+
+        return flatten
+    if all(isinstance(step, str) for step in steps):
+        names = tuple(step for step in steps if isinstance(step, str))
+
+        def walk(value: Any) -> Any:
+            for name in names:
+                value = value.get(name) if type(value) is dict else getattr(value, name, None)
+            return value
+
+        return walk
+
+    def walk_lists(value: Any) -> Any:
+        for step in steps:
+            if isinstance(step, int):
+                value = value[step] if isinstance(value, list) and step < len(value) else None
+            else:
+                value = value.get(step) if type(value) is dict else getattr(value, step or "", None)
+        return value
+
+    return walk_lists
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+class LocalTime:
+    """Hour and weekday of a request in the local time that the model knows."""
+
+    def __init__(self, config: TimeConfig) -> None:
+        self.config = config
+        self.path = compile_path(config.path, BidRequest) if config.path else None
+        self.offset = timedelta(minutes=config.utc_offset_minutes)
+        self.shift = 1 if config.first_weekday == "sunday" else 0
+
+    def __call__(self, request: BidRequest, now: float) -> dict[str, int | None]:
+        """{"hour": 0 .. 23, "weekday": 0 .. 6}; None where the request lacks the timestamp.
+
+        Raises:
+            ValueError: for a timestamp that is not of the configured format.
+        """
+        given = now if self.path is None else self.path.get(request)
+        if given is None:
+            return {"hour": None, "weekday": None}
+        try:
+            local = self._local(given)
+        except (ValueError, TypeError, OverflowError, OSError):
+            raise ValueError(
+                f"{given!r:.80} is not a time of the format {self.config.format!r} - at `$.{self.config.path}`"
+            ) from None
+        return {"hour": local.hour, "weekday": (local.weekday() + self.shift) % 7}
+
+    def _local(self, given: Any) -> datetime:
+        if self.path is not None and self.config.format not in ("unix_seconds", "unix_milliseconds"):
+            return datetime.strptime(given, self.config.format)
+        seconds = float(given) / 1000 if self.path and self.config.format == "unix_milliseconds" else float(given)
+        return datetime.fromtimestamp(seconds, timezone.utc) + self.offset
+
+
+# --- the whole mapping ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where one column comes from. `join` is the separator that the column's feature cuts at, "" for none."""
+
+    column: str
+    get: Getter
+    join: str
+
+    def put(self, root: Any, row: Row) -> None:
+        value = self.get(root)
+        row[self.column] = self.join.join(map(str, value)) if self.join and isinstance(value, list) else value
+
+
+class RowMapping:
+    """Fills the raw columns of a model.
+
+    Args:
+        config: bid.yaml.
+        columns: what the model reads, `RowCodec.columns`.
+        separators: of the columns that are cut at one, by column.
+
+    Raises:
+        ConfigError: with every column that is unknown, not filled, or filled from a path that does not fit.
+    """
+
+    def __init__(self, config: BidConfig, columns: Mapping[str, Column], separators: Mapping[str, str]) -> None:
+        problems: list[str] = []
+        self._of_request: list[_Source] = []
+        self._of_imp: list[_Source] = []
+        self._of_offer: dict[str, tuple[str, str]] = {}
+        self._of_time: dict[str, str] = {}
+        self._constants = {**config.constants, **dict.fromkeys(config.left_missing)}
+        try:
+            self._time = LocalTime(config.time)
+        except ValueError as error:
+            problems.append(f"time.path: {error}")
+        given = {**{n: f"columns.{n}" for n in config.columns}, **{n: f"constants.{n}" for n in config.constants}}
+        given |= dict.fromkeys(config.left_missing, "left_missing")
+        for name, where in given.items():
+            if name not in columns:
+                hint = nearest(name, columns)
+                problems.append(f"{where}: the model has no column {name!r}{hint}; it reads: {', '.join(columns)}")
+        for name, text in config.columns.items():
+            if name in columns:
+                try:
+                    self._add(columns[name], text, separators.get(name, ""))
+                except ValueError as error:
+                    problems.append(f"columns.{name}: {text!r}: {error}")
+        unfilled = [name for name in columns if name not in given]
+        if unfilled:
+            names = ", ".join(unfilled)
+            problems.append(f"columns: the model also reads {names}; give a path, a constant, or name them in left_missing")
+        if problems:
+            raise ConfigError("bid config", problems)
+
+    def _add(self, column: Column, text: str, separator: str) -> None:
+        root, _, rest = text.partition(".")
+        roots = {"creative": CREATIVE_KEYS, "campaign": CAMPAIGN_KEYS, "time": TIME_KEYS}
+        if root in roots:
+            if rest not in roots[root]:
+                raise ValueError(f"{root} has: {', '.join(roots[root])}{nearest(rest, roots[root])}")
+            if column.expects == "list":
+                raise ValueError("gives one value, and the column takes lists")
+            if root == "time":
+                self._of_time[column.name] = rest
+            else:
+                self._of_offer[column.name] = (root, rest)
+            return
+        if root.startswith("imp["):
+            raise ValueError("write imp without an index; it is the impression that is being priced, whichever of several")
+        path = compile_path(rest, Imp) if root == "imp" else compile_path(text, BidRequest)
+        if path.many and column.expects == "one":
+            raise ValueError("gives a list, and the column takes one value; give an index in place of [*]")
+        if not path.many and column.expects == "list" and ".ext." not in f".{text}":
+            raise ValueError("gives one value, and the column takes lists")
+        source = _Source(column.name, path.get, separator if column.expects == "text" else "")
+        (self._of_imp if root == "imp" else self._of_request).append(source)
+
+    @property
+    def depends_on_offer(self) -> bool:
+        """Whether two creatives for one impression can have different rows."""
+        return bool(self._of_offer)
+
+    def of_request(self, request: BidRequest, now: float) -> Row:
+        """The columns that all impressions of a request share.
+
+        Raises:
+            ValueError: for a timestamp that is none.
+        """
+        row = dict(self._constants)
+        for source in self._of_request:
+            source.put(request, row)
+        if self._of_time:
+            time = self._time(request, now)
+            for column, key in self._of_time.items():
+                row[column] = time[key]
+        return row
+
+    def of_imp(self, imp: Imp, shared: Row) -> Row:
+        """`shared` and the columns of one impression."""
+        row = shared.copy()
+        for source in self._of_imp:
+            source.put(imp, row)
+        return row
+
+    def of_offer(self, *, campaign: Any, creative: Any) -> Row:
+        """The columns that say who bids."""
+        roots = {"campaign": campaign, "creative": creative}
+        return {column: getattr(roots[root], key) for column, (root, key) in self._of_offer.items()}

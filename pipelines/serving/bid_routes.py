@@ -1,0 +1,110 @@
+"""`POST /bid` and the notices: HTTP around `bidding`."""
+
+import time
+from collections.abc import Callable
+
+from .bid_mapping import RowMapping
+from .bidding import Bidder, separators
+from .messages import HttpError, Request, Response, Route
+from .models import Deployment, ServedModel
+from .openrtb import VERSION, BidResponse, NoBid, decode_request, encode_response
+
+_HEADERS = ((b"x-openrtb-version", VERSION.encode()),)
+_NO_CONTENT = Response(b"", status=204, headers=_HEADERS)
+
+
+class BidRoutes:
+    """The routes of a bidder on one deployed model.
+
+    Args:
+        bidder: decides; its clock is `clock`.
+        deployment: whose current version (or split) scores; it must be a ranker.
+        clock: Unix seconds.
+
+    Raises:
+        ConfigError: if the mapping does not fit the model's columns.
+    """
+
+    def __init__(self, bidder: Bidder, deployment: Deployment, *, clock: Callable[[], float] = time.time) -> None:
+        self.bidder = bidder
+        self._deployment = deployment
+        self._clock = clock
+        self._margin_seconds = bidder.config.margin_milliseconds / 1000
+        self._mappings: dict[str, RowMapping] = {}
+        self.mapping_for(deployment.current)
+
+    def mapping_for(self, model: ServedModel) -> RowMapping:
+        """The compiled mapping for one version of the model; a version that reads other columns does not get far.
+
+        Raises:
+            ConfigError: if the mapping does not fit the version's columns.
+        """
+        mapping = self._mappings.get(model.version)
+        if mapping is None:
+            graph = model.ranker.graph
+            mapping = RowMapping(self.bidder.config, graph.codec.columns, separators(graph.transforms.features))
+            self._mappings[model.version] = mapping
+        return mapping
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("POST", "/bid", self.bid),
+            Route("GET", "/win/{bid}/{price}", self.win),
+            Route("POST", "/win/{bid}/{price}", self.win),
+            Route("GET", "/loss/{bid}/{reason}", self.loss),
+            Route("POST", "/loss/{bid}/{reason}", self.loss),
+        ]
+
+    async def bid(self, request: Request) -> Response:
+        """A BidRequest in; 200 with bids, or 204 (200 with `nbr` where the config asks for reasons)."""
+        arrived = time.perf_counter()
+        try:
+            given = decode_request(request.body)
+        except ValueError as error:
+            raise HttpError(400, f"not an OpenRTB {VERSION} bid request: {error}") from None
+        deadline = None if given.tmax is None else arrived + given.tmax / 1000 - self._margin_seconds
+        if deadline is not None and deadline <= arrived:
+            return self._no_bid(self.bidder.no_bid(given, NoBid.INSUFFICIENT_AUCTION_TIME))
+        model = self._deployment.choose(request.key)
+        now = self._clock()
+        try:
+            plan = self.bidder.plan(given, self.mapping_for(model), now)
+            if isinstance(plan, NoBid):
+                return self._no_bid(self.bidder.no_bid(given, plan))
+            answers = await model.score(plan.rows)
+        except ValueError as error:
+            raise HttpError(400, str(error)) from None
+        if deadline is not None and time.perf_counter() > deadline:
+            return self._no_bid(self.bidder.no_bid(given, NoBid.INSUFFICIENT_AUCTION_TIME))
+        answer = self.bidder.answer(plan, answers, now)
+        if isinstance(answer, NoBid):
+            return self._no_bid(self.bidder.no_bid(given, answer))
+        return Response(encode_response(answer), headers=_HEADERS)
+
+    @staticmethod
+    def _no_bid(response: BidResponse | None) -> Response:
+        return _NO_CONTENT if response is None else Response(encode_response(response), headers=_HEADERS)
+
+    async def win(self, request: Request) -> Response:
+        """The bid won at a price, a CPM in the bid's currency: what `${AUCTION_PRICE}` in the bid's `nurl` became."""
+        text = request.params["price"]
+        try:
+            price = float(text)
+        except ValueError:
+            reason = f"price {text[:80]!r} is not a number; the exchange puts it in place of ${{AUCTION_PRICE}}"
+            raise HttpError(400, reason) from None
+        return self._settled(lambda: self.bidder.notices.win(request.params["bid"], price, self._clock()))
+
+    async def loss(self, request: Request) -> Response:
+        """The bid lost; its reserved price is free again."""
+        return self._settled(lambda: self.bidder.notices.lose(request.params["bid"], self._clock()))
+
+    @staticmethod
+    def _settled(settle: Callable[[], bool]) -> Response:
+        try:
+            settle()
+        except KeyError as error:
+            raise HttpError(404, error.args[0]) from None
+        except ValueError as error:
+            raise HttpError(400, str(error)) from None
+        return _NO_CONTENT
