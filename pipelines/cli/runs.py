@@ -29,6 +29,25 @@ def add(verbs: argparse._SubParsersAction) -> None:
     export.add_argument("--out", type=Path, help="bundle folder; default: RUN/bundle")
     export.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
 
+    reproduce = add_verb(
+        verbs,
+        "reproduce",
+        _reproduce,
+        "train every net of a published table, several seeds each, and compare with the published values",
+    )
+    reproduce.add_argument("name", help="folder of configs with a published.yaml, for example frappe")
+    reproduce.add_argument("--nets", nargs="+", default=[], metavar="NET", help="only these (default: all of the table)")
+    reproduce.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="default: those of published.yaml")
+    reproduce.add_argument("--data", type=Path, help="folder of the data files, if not the one that the configs name")
+    reproduce.add_argument(
+        "--fused",
+        nargs="*",
+        metavar="key=value",
+        help="train with sharded tables and fused optimizers instead, with these settings: --fused train.sparse.lr=0.1",
+    )
+    reproduce.add_argument("--out", type=Path, help="folder of runs and table (default: runs/reproduce/NAME)")
+    reproduce.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1; speeds are then not comparable)")
+
 
 def _train(args: argparse.Namespace) -> None:
     from torchrec_models.pipelines import config as C
@@ -64,3 +83,12 @@ def _export(args: argparse.Namespace) -> None:
     from torchrec_models.pipelines.export.run import export_run
 
     print(export_run(args.run, out=args.out, which=args.which, overwrite=args.overwrite))
+
+
+def _reproduce(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines.reproduce import render, reproduce
+
+    table, rows, out = reproduce(
+        args.name, nets=args.nets, seeds=args.seeds, data=args.data, fused=args.fused, out=args.out, jobs=args.jobs
+    )
+    print(f"{render(table, rows)}\n\n{out / 'table.md'}\n{out / 'table.json'}")
