@@ -1,10 +1,12 @@
 """Every net in the smallest form that has all its parts. A new net needs a line here, and the contract tests do the rest."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fixtures import SCHEMAS
+
+from torchrec_models.schema import Schema
 
 NO_FIELDS = {"dense": "needs at least one categorical or sequence feature"}
 NO_HISTORY = dict.fromkeys(
@@ -26,6 +28,7 @@ class Case:
         learns_interactions: False for a net that adds up features one by one (LR).
         overfit: options for the overfitting test, where `options` are too small or too slow.
         learning_rate: of the overfitting test.
+        dim_per_task: tables as wide as there are tasks, for a net whose embeddings are weights (LR).
     """
 
     name: str
@@ -35,16 +38,38 @@ class Case:
     learns_interactions: bool = True
     overfit: Mapping[str, Any] = field(default_factory=dict)
     learning_rate: float = 0.02
+    dim_per_task: bool = False
 
     @property
     def schemas(self) -> list[str]:
         return [name for name in SCHEMAS if name not in self.refuses]
 
+    def schema(self, name: str) -> Schema:
+        schema = SCHEMAS[name]
+        if not self.dim_per_task:
+            return schema
+        return replace(schema, tables=tuple(replace(table, dim=len(schema.tasks)) for table in schema.tables))
+
 
 UNITS = {"hidden_units": (16, 8)}
 WIDE_UNITS = {"hidden_units": (256, 128)}
+ONE_PASS = {"self_ensemble": False, "dropout": 0.0}
+UNNORMED = {**ONE_PASS, "batch_norm": False}
+
 
 CASES: dict[str, Case] = {
+    "dcnv2": Case("dcnv2", {**UNITS, "num_layers": 2, "batch_norm": True}, WIDE_UNITS),
+    "dcnv2_low_rank": Case("dcnv2", {**UNITS, "cross": "low_rank", "rank": 4, "structure": "stacked"}, {"rank": 16, **WIDE_UNITS}),
+    "dcnv2_mixture": Case(
+        "dcnv2",
+        {**UNITS, "cross": "mixture", "rank": 4, "num_experts": 2, "structure": "stacked_parallel"},
+        {"rank": 16, **WIDE_UNITS},
+    ),
+    "dcnv2_cross_only": Case(
+        "dcnv2",
+        {"cross": "mixture", "rank": 4, "num_experts": 3, "gate": "sigmoid", "shared_gate": True, "structure": "cross_only"},
+        {"rank": 16},
+    ),
     "deepfm": Case("deepfm", UNITS, WIDE_UNITS, NO_FIELDS),
     "deepfm_batch_norm": Case("deepfm", {**UNITS, "batch_norm": True}, WIDE_UNITS, NO_FIELDS),
     "dlrm": Case("dlrm", {"bottom_units": (8,), "top_units": (16, 8)}, {"bottom_units": (64,), "top_units": (256, 128)}, NO_FIELDS),
@@ -55,5 +80,13 @@ CASES: dict[str, Case] = {
         NO_FIELDS,
     ),
     "dnn": Case("dnn", {**UNITS, "batch_norm": True}, WIDE_UNITS),
+    "fm": Case("fm", {}, refuses=NO_FIELDS),
+    "lr": Case("lr", {}, learns_interactions=False, dim_per_task=True),
+    "qnn_alpha": Case(
+        "qnn_alpha", {"num_layers": 2, "batch_norm": True}, {"num_rows": 8}, {**NO_FIELDS, "tasks": "price"}, overfit=UNNORMED
+    ),
+    "qnn_alpha_heads": Case(
+        "qnn_alpha", {"num_layers": 2, "num_heads": 2, "head_shuffle": True, **ONE_PASS}, {"num_rows": 8}, NO_FIELDS
+    ),
     "recurrent": Case("recurrent", {"head": {"name": "dnn", **UNITS}}, {"head": {"name": "dnn", **WIDE_UNITS}}, NO_SEQUENCE),
 }

@@ -2,13 +2,21 @@
 
 from torchrec_models.net import Net
 from torchrec_models.ranking.behaviour import Recurrent
+from torchrec_models.ranking.dcnv2 import DCNv2
 from torchrec_models.ranking.deepfm import DeepFM
 from torchrec_models.ranking.dlrm import DLRM
 from torchrec_models.ranking.dnn import DNN
+from torchrec_models.ranking.fm import FM
+from torchrec_models.ranking.lr import LR
+from torchrec_models.ranking.qnn_alpha import QNNAlpha
 
 NETS: dict[str, type[Net]] = {
+    "dcnv2": DCNv2,
     "deepfm": DeepFM,
     "dlrm": DLRM,
     "dnn": DNN,
+    "fm": FM,
+    "lr": LR,
+    "qnn_alpha": QNNAlpha,
     "recurrent": Recurrent,
 }
