@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from . import configs, data, runs
+from . import configs, data, runs, serving
 from .arguments import VERBOSE
 
 # Verbs import their flow when they run: torch and torchrec take seconds, `trm --help` should not.
@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     configs.add(verbs)
     data.add(verbs)
     runs.add(verbs)
+    serving.add(verbs)
     configs.add_demo(verbs)
     return parser
 

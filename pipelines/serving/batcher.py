@@ -8,12 +8,12 @@ import asyncio
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 Answers = list[list[float]]
 RunGraph = Callable[[np.ndarray, np.ndarray], np.ndarray]
+OnBatch = Callable[[np.ndarray, np.ndarray], None]
 
 
 class _Waiting:
@@ -47,7 +47,7 @@ class Batcher:
         num_slots: int,
         num_dense: int,
         max_rows: int = 64,
-        on_batch: Callable[[np.ndarray, np.ndarray], Any] | None = None,
+        on_batch: OnBatch | None = None,
     ) -> None:
         self._run = run
         self._num_slots = num_slots

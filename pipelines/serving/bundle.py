@@ -119,6 +119,16 @@ class Bundle:
         text = json.dumps(self.manifest["files"], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
+    @cached_property
+    def examples(self) -> dict[str, dict[str, Any]]:
+        """By graph: a few raw `rows` and the `answers` recorded at export."""
+        return json.loads((self.path / EXAMPLES).read_text())
+
+    @property
+    def tolerance(self) -> float:
+        """The largest difference that the export allowed, as `scaled_difference`."""
+        return self.manifest["parity"]["tolerance"]
+
     def predict(self, rows: Rows) -> np.ndarray:
         """Answers to raw rows: the probability of each binary task, the value of each regression task.
 
@@ -172,10 +182,9 @@ class Bundle:
         Raises:
             ValueError: if it exceeds the export's tolerance.
         """
-        examples = json.loads((self.path / EXAMPLES).read_text())
-        tolerance = self.manifest["parity"]["tolerance"]
+        tolerance = self.tolerance
         worst = 0.0
-        for name, example in examples.items():
+        for name, example in self.examples.items():
             expected = np.asarray(example["answers"], np.float32)
             found = self._answers(example["rows"], name)
             difference = scaled_difference(found, expected)

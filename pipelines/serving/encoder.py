@@ -44,8 +44,11 @@ class RowEncoder:
         self.num_slots = layout.num_slots
         self.num_dense = len(self._numeric)
 
-    def encode(self, rows: Sequence[Row]) -> tuple[list[int], list[float]]:
+    def encode(self, rows: Sequence[Row], *, first_row: int = 0) -> tuple[list[int], list[float]]:
         """Flat table rows and numeric features of N rows, one row after another: N * S and N * D numbers.
+
+        Args:
+            first_row: 0-based number of the first row, for errors.
 
         Raises:
             ValueError: for unknown keys and for values that the model cannot take, with feature, column and row (1-based).
@@ -57,7 +60,7 @@ class RowEncoder:
                 self._encode_row(row, ids, dense)
             except Undecided:
                 del ids[index * self.num_slots :], dense[index * self.num_dense :]
-                more_ids, more_dense = self._encode_vectorised(rows[index:], index)
+                more_ids, more_dense = self._encode_vectorised(rows[index:], first_row + index)
                 return ids + more_ids, dense + more_dense
         return ids, dense
 

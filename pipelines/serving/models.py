@@ -4,20 +4,32 @@ A name has a current version, and may have a `split` (a second version that answ
 that scores every request too, whose answers only the metrics see).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from .batcher import Answers, Batcher
+from ..data.ids import Identity
+from ..data.transforms import IdsTransform
+from .batcher import Answers, Batcher, OnBatch
 from .bundle import Bundle, Graph
 from .codec import Row
 from .encoder import RowEncoder
 from .messages import HttpError, share_of
+from .metrics import Metrics, ModelMetrics
 
-OnBatch = Callable[[np.ndarray, np.ndarray], Any]
+_PIECE_ROWS = 64  # encoded without a pause
+
+
+class RefusedRow(HttpError, ValueError):
+    """Rows that the model cannot take (status 422); says feature, column, row and reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(422, reason)
 
 
 class ServedGraph:
@@ -28,7 +40,7 @@ class ServedGraph:
         on_batch: see `Batcher`.
     """
 
-    def __init__(self, graph: Graph, *, max_batch_rows: int, on_batch: OnBatch | None = None) -> None:
+    def __init__(self, graph: Graph, *, max_batch_rows: int = 64, on_batch: OnBatch | None = None) -> None:
         self.graph = graph
         self.encoder = RowEncoder(graph.transforms, graph.layout)
         self.batcher = Batcher(
@@ -43,14 +55,30 @@ class ServedGraph:
         """N lists of T numbers for N raw rows.
 
         Raises:
-            ValueError: for values that the model cannot take, with feature, column and row; no row is scored then.
+            RefusedRow: for values that the model cannot take, and where its answer is not a finite number; no row is answered then.
         """
-        ids, dense = self.encoder.encode(rows)
-        return await self.batcher.submit(ids, dense, len(rows))
+        try:
+            ids, dense = self.encoder.encode(rows[:_PIECE_ROWS])
+            for start in range(_PIECE_ROWS, len(rows), _PIECE_ROWS):
+                await asyncio.sleep(0)  # others get their turn
+                more_ids, more_dense = self.encoder.encode(rows[start : start + _PIECE_ROWS], first_row=start)
+                ids += more_ids
+                dense += more_dense
+        except ValueError as error:
+            raise RefusedRow(str(error)) from None
+        answers = await self.batcher.submit(ids, dense, len(rows))
+        for index, answer in enumerate(answers):
+            for value in answer:
+                if not math.isfinite(value):
+                    raise RefusedRow(f"rows: data row {index + 1}: the model's answer is {value}; a number is too large for it")
+        return answers
 
 
 class ServedModel:
     """One version of one model, loaded.
+
+    Args:
+        metrics: counts its batches; None counts nothing.
 
     Attributes:
         name: what requests call it.
@@ -59,15 +87,18 @@ class ServedModel:
         graphs: by the names in the bundle's manifest; a ranker has `model`.
     """
 
-    def __init__(self, name: str, bundle: Bundle, *, max_batch_rows: int = 64, on_batch: OnBatch | None = None) -> None:
+    def __init__(self, name: str, bundle: Bundle, *, max_batch_rows: int = 64, metrics: Metrics | None = None) -> None:
         self.name = name
         self.bundle = bundle
         self.version = bundle.version
         self.tasks = bundle.tasks
-        self.graphs = {
-            key: ServedGraph(graph, max_batch_rows=max_batch_rows, on_batch=on_batch if key == "model" else None)
-            for key, graph in bundle.graphs.items()
-        }
+        self.graphs = {}
+        self.metrics: ModelMetrics | None = None
+        for key, graph in bundle.graphs.items():
+            if metrics and key in ("model", "query"):
+                self.metrics = metrics.of_model(name, self.version, **_counted(graph, self.tasks))
+            on_batch = self.metrics.on_batch if self.metrics and key in ("model", "query") else None
+            self.graphs[key] = ServedGraph(graph, max_batch_rows=max_batch_rows, on_batch=on_batch)
 
     @property
     def ranker(self) -> ServedGraph:
@@ -80,6 +111,10 @@ class ServedModel:
             raise HttpError(400, f"model {self.name!r} is a retriever: it recommends (POST /recommend), it does not score rows")
         return self.graphs["model"]
 
+    @property
+    def queued_rows(self) -> int:
+        return sum(graph.batcher.queued_rows for graph in self.graphs.values())
+
     async def score(self, rows: Sequence[Row]) -> Answers:
         """Answers to raw rows, batched with those of other requests: a probability per binary task, a value per regression task.
 
@@ -87,9 +122,30 @@ class ServedModel:
             N lists of T numbers, columns as in `tasks`.
 
         Raises:
-            ValueError: for values that the model cannot take, with feature, column and row.
+            RefusedRow: (a ValueError, and an HttpError of status 422) for values that the model cannot take, with feature,
+                column, row and reason.
         """
         return await self.ranker.score(rows)
+
+
+class _Counted(TypedDict):
+    tasks: Sequence[str]
+    features: dict[str, slice]
+    unknown_rows: np.ndarray
+
+
+def _counted(graph: Graph, tasks: Sequence[str]) -> _Counted:
+    """What `ModelMetrics` needs to know of a graph."""
+    features = {}
+    unknown = np.full(graph.layout.num_slots, -1, np.int64)
+    tables = graph.transforms.tables
+    for slot in graph.layout.slots:
+        features[slot.feature] = slice(slot.first_slot, slot.first_slot + slot.num_slots)
+        feature = graph.transforms.features[slot.feature]
+        assert isinstance(feature, IdsTransform)
+        if not isinstance(tables[feature.table], Identity):
+            unknown[features[slot.feature]] = slot.first_row
+    return {"tasks": tasks, "features": features, "unknown_rows": unknown}
 
 
 @dataclass
@@ -97,17 +153,18 @@ class Deployment:
     """The versions behind one name. `current` may be replaced at any time; requests keep the version that they started with.
 
     Args:
-        path: where `current` was loaded from; watched for new versions.
+        paths: where the versions were loaded from, by role; watched for new ones.
         split: answers a share `split_share` (0 to 1) of the requests, chosen by the request's key.
         shadow: scores every request too, without answering.
     """
 
     name: str
-    path: Path
+    paths: dict[str, Path]
     current: ServedModel
     split: ServedModel | None = None
     split_share: float = 0.0
     shadow: ServedModel | None = None
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set, repr=False)
 
     def choose(self, key: bytes) -> ServedModel:
         """The version that answers a request; the same key gets the same version on every worker."""
@@ -115,8 +172,57 @@ class Deployment:
             return self.split
         return self.current
 
-    def versions(self) -> list[ServedModel]:
-        return [m for m in (self.current, self.split, self.shadow) if m is not None]
+    def versions(self) -> dict[str, ServedModel]:
+        """By role: current, split, shadow."""
+        roles = {"current": self.current, "split": self.split, "shadow": self.shadow}
+        return {role: model for role, model in roles.items() if model is not None}
+
+    async def score(self, rows: Sequence[Row], *, key: bytes = b"", version: str = "") -> tuple[Answers, ServedModel]:
+        """`ServedModel.score` by the version that `key` chooses, or by the version asked for; the shadow scores the rows, too.
+
+        Args:
+            key: decides in a split: `Request.key`, or the id of a bid request.
+
+        Raises:
+            RefusedRow: see `ServedModel.score`.
+            HttpError: 404 for a version that is not served.
+        """
+        model = self.version(version) if version else self.choose(key)
+        answers = await model.score(rows)
+        if self.shadow is not None and self.shadow is not model:
+            task = asyncio.get_running_loop().create_task(_score_shadow(self.shadow, rows, answers))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return answers, model
+
+    def replace(self, role: str, model: ServedModel) -> ServedModel:
+        """Put a new version in a role, between two turns of the loop; the old one, returned, finishes what it has begun."""
+        old = self.versions()[role]
+        setattr(self, role, model)
+        return old
+
+    def version(self, version: str) -> ServedModel:
+        """The version asked for.
+
+        Raises:
+            HttpError: 404 that names the versions there are.
+        """
+        for model in self.versions().values():
+            if model.version == version:
+                return model
+        there = ", ".join(m.version for m in self.versions().values())
+        raise HttpError(404, f"model {self.name!r} has no version {version[:100]!r}; there are: {there}")
+
+
+async def _score_shadow(shadow: ServedModel, rows: Sequence[Row], given: Answers) -> None:
+    assert shadow.metrics is not None
+    try:
+        answers = await shadow.score(rows)
+    except HttpError:
+        shadow.metrics.count_shadow_error()
+        return
+    if shadow.tasks and len(answers) and len(answers[0]) == len(given[0]):
+        shadow.metrics.observe_shadow(answers, given)
 
 
 @dataclass
@@ -137,20 +243,5 @@ class Models:
         if not name:
             return next(iter(self.deployments.values()))
         if name not in self.deployments:
-            raise HttpError(404, f"no model {name!r}; there are: {', '.join(self.deployments)}")
+            raise HttpError(404, f"no model {name[:100]!r}; there are: {', '.join(self.deployments)}")
         return self.deployments[name]
-
-    def choose(self, name: str = "", *, version: str = "", key: bytes = b"") -> ServedModel:
-        """The model that answers a request: the version asked for, or what `Deployment.choose` says.
-
-        Raises:
-            HttpError: 404 for names and versions that are not served.
-        """
-        deployment = self.deployment(name)
-        if not version:
-            return deployment.choose(key)
-        for model in deployment.versions():
-            if model.version == version:
-                return model
-        there = ", ".join(m.version for m in deployment.versions())
-        raise HttpError(404, f"model {deployment.name!r} has no version {version!r}; there are: {there}")

@@ -1,0 +1,41 @@
+"""POST /predict: one raw row, or many, as JSON; the answers by task."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .batcher import Answers
+from .codec import Row
+from .messages import HttpError, Request, Response, Route, encode_json, parse_json
+from .models import Models, ServedModel
+
+
+def predict_routes(models: Models, *, max_rows: int) -> list[Route]:
+    """`/predict` answers with the default model, `/models/{name}/predict` with the one named.
+
+    Args:
+        max_rows: most rows of one request.
+    """
+
+    async def predict(request: Request) -> Response:
+        rows, is_many = _rows(parse_json(request.body), max_rows)
+        deployment = models.deployment(request.params.get("name", ""))
+        answers, model = await deployment.score(rows, key=request.key)
+        return Response(encode_json(_answer(answers, model, is_many)))
+
+    return [Route("POST", "/predict", predict), Route("POST", "/models/{name}/predict", predict)]
+
+
+def _rows(body: Any, max_rows: int) -> tuple[Sequence[Row], bool]:
+    if type(body) is not dict:
+        raise HttpError(400, 'the body must be a JSON object: one row, or {"rows": [row, ...]}')
+    rows = body.get("rows")
+    if len(body) != 1 or type(rows) is not list:
+        return [body], False
+    if len(rows) > max_rows:
+        raise HttpError(422, f"rows: {len(rows)} in one request; this server takes at most {max_rows}: send several requests")
+    return rows, True
+
+
+def _answer(answers: Answers, model: ServedModel, is_many: bool) -> dict[str, Any]:
+    predictions = [dict(zip(model.tasks, answer)) for answer in answers]
+    return {"model": model.name, "version": model.version, "predictions": predictions if is_many else predictions[0]}
