@@ -57,7 +57,24 @@ ONE_PASS = {"self_ensemble": False, "dropout": 0.0}
 UNNORMED = {**ONE_PASS, "batch_norm": False}
 
 
+AUTOINT_AUTHORS = {"qkv_relu": True, "qkv_bias": True, "scale": True, "layer_norm": "post_relu", "residual": "project"}
+FINALMLP = {"mlp1_units": (16, 8), "mlp2_units": (12,), "gate_units": (6,), "num_heads": 2}
+WIDE_FINALMLP = {"mlp1_units": (128, 64), "mlp2_units": (128,), "gate_units": (32,)}
+
 CASES: dict[str, Case] = {
+    "autoint": Case("autoint", {"num_layers": 2, "attention_width": 8, "wide": True}, {"attention_width": 128}, NO_FIELDS),
+    "autoint_authors": Case(
+        "autoint",
+        {**AUTOINT_AUTHORS, "num_layers": 2, "attention_width": 12, **UNITS, "batch_norm": True},
+        {"attention_width": 128, **WIDE_UNITS},
+        NO_FIELDS,
+    ),
+    "autoint_bars": Case(
+        "autoint",
+        {"num_layers": 2, "attention_width": 12, "num_heads": 1, "scale": True, "layer_norm": "pre_relu", **UNITS},
+        {"attention_width": 128, **WIDE_UNITS},
+        NO_FIELDS,
+    ),
     "dcnv2": Case("dcnv2", {**UNITS, "num_layers": 2, "batch_norm": True}, WIDE_UNITS),
     "dcnv2_low_rank": Case("dcnv2", {**UNITS, "cross": "low_rank", "rank": 4, "structure": "stacked"}, {"rank": 16, **WIDE_UNITS}),
     "dcnv2_mixture": Case(
@@ -80,8 +97,23 @@ CASES: dict[str, Case] = {
         NO_FIELDS,
     ),
     "dnn": Case("dnn", {**UNITS, "batch_norm": True}, WIDE_UNITS),
+    "finalmlp": Case("finalmlp", {**FINALMLP, "mlp1_batch_norm": True, "mlp2_batch_norm": True}, WIDE_FINALMLP, NO_FIELDS),
+    "finalmlp_context": Case(
+        "finalmlp",
+        {**FINALMLP, "gate1_context": ("user",), "gate2_context": ("item", "user"), "context_in_streams": False},
+        WIDE_FINALMLP,
+        dict.fromkeys(set(SCHEMAS) - {"everything", "target_and_history", "dense"}, "gate2_context name features; given") | NO_FIELDS,
+        overfit={"gate1_context": ("item",), "gate2_context": (), "context_in_streams": True},
+    ),
+    "finalmlp_ungated": Case("finalmlp", {**FINALMLP, "gates": False}, WIDE_FINALMLP, NO_FIELDS),
     "fm": Case("fm", {}, refuses=NO_FIELDS),
     "lr": Case("lr", {}, learns_interactions=False, dim_per_task=True),
+    "masknet_parallel": Case(
+        "masknet", {"block_units": (6, 5), **UNITS}, {"block_units": (64, 32), "hidden_units": (256, 128)}, NO_FIELDS
+    ),
+    "masknet_serial": Case(
+        "masknet", {"structure": "serial", "block_units": (16, 8)}, {"block_units": (64, 32), "reduction_ratio": 0.5}, NO_FIELDS
+    ),
     "qnn_alpha": Case(
         "qnn_alpha", {"num_layers": 2, "batch_norm": True}, {"num_rows": 8}, {**NO_FIELDS, "tasks": "price"}, overfit=UNNORMED
     ),

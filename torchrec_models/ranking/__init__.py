@@ -1,22 +1,28 @@
 """Ranking nets, one file each. `NETS` is the registry: greppable, typed, without import tricks."""
 
 from torchrec_models.net import Net
+from torchrec_models.ranking.autoint import AutoInt
 from torchrec_models.ranking.behaviour import Recurrent
 from torchrec_models.ranking.dcnv2 import DCNv2
 from torchrec_models.ranking.deepfm import DeepFM
 from torchrec_models.ranking.dlrm import DLRM
 from torchrec_models.ranking.dnn import DNN
+from torchrec_models.ranking.finalmlp import FinalMLP
 from torchrec_models.ranking.fm import FM
 from torchrec_models.ranking.lr import LR
+from torchrec_models.ranking.masknet import MaskNet
 from torchrec_models.ranking.qnn_alpha import QNNAlpha
 
 NETS: dict[str, type[Net]] = {
+    "autoint": AutoInt,
     "dcnv2": DCNv2,
     "deepfm": DeepFM,
     "dlrm": DLRM,
     "dnn": DNN,
+    "finalmlp": FinalMLP,
     "fm": FM,
     "lr": LR,
+    "masknet": MaskNet,
     "qnn_alpha": QNNAlpha,
     "recurrent": Recurrent,
 }
