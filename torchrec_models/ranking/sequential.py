@@ -24,13 +24,16 @@ class HistoryConfig(NetConfig):
         sequences: parallel sequences of the same events, for example [item_history, category_history].
         targets: the candidate's field for each of them; default: the first categorical feature of the same table.
         attention: sequences that attention scores, where these have tables of their own (DARE); default: `sequences`.
-        attention_targets: their candidates; default as for `targets`.
+        attention_targets: their candidates; default as for `targets`. Given without `attention`: fields of any tables, by
+            which attention sees the candidate (FESeq's output table).
+        intervals: sequences that say how long before the candidate each event was, as buckets; nothing else reads their tables.
     """
 
     sequences: tuple[str, ...] = Field(min_length=1)
     targets: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
     attention_targets: tuple[str, ...] = ()
+    intervals: tuple[str, ...] = ()
 
 
 class ResolvedHistory(NamedTuple):
@@ -40,6 +43,7 @@ class ResolvedHistory(NamedTuple):
     targets: tuple[FieldSpec, ...]
     attention: tuple[SequenceSpec, ...]
     attention_targets: tuple[FieldSpec, ...]
+    intervals: tuple[SequenceSpec, ...]
 
     @property
     def name(self) -> str:
@@ -47,7 +51,12 @@ class ResolvedHistory(NamedTuple):
 
     def spec(self, context: tuple[FieldSpec, ...]) -> HistorySpec:
         return HistorySpec(
-            tuple(s.width for s in self.sequences), tuple(s.width for s in self.attention), self.sequences[0].max_len, context
+            tuple(s.width for s in self.sequences),
+            tuple(s.width for s in self.attention),
+            self.sequences[0].max_len,
+            context,
+            sum(f.width for f in self.attention_targets),
+            sum(s.width for s in self.intervals),
         )
 
 
@@ -78,7 +87,7 @@ class SequentialNet(Net):
         self.spec = spec
         self.histories = resolve_histories(spec, config.histories, self.encoder_class)
         attended = {f.name for h in self.histories for f in h.attention_targets if f not in h.targets}
-        encoded = {s.name for h in self.histories for s in (*h.sequences, *h.attention)}
+        encoded = {s.name for h in self.histories for s in (*h.sequences, *h.attention, *h.intervals)}
         fields = [f for f in spec.fields if f.name not in attended]
         self.kept = [f.name for f in fields]
         self.context = [[f.name for f in fields if f not in h.targets] for h in self.histories]
@@ -165,11 +174,19 @@ def resolve_histories(spec: InputSpec, configs: tuple[HistoryConfig, ...], encod
             raise ValueError(
                 f"{who} scores and sums the same vectors; leave out `attention`, or take an encoder that decouples them"
             )
-        attention_targets = _targets(spec, attention, config.attention_targets, who, needed=True)
-        lengths = {s.name: s.max_len for s in (*sequences, *attention)}
+        if attention or not config.attention_targets:
+            attention_targets = _targets(spec, attention, config.attention_targets, who, needed=True)
+        elif encoder.decouples_target:
+            attention_targets = tuple(_named(spec.fields, name, "categorical feature", who) for name in config.attention_targets)
+        else:
+            raise ValueError(f"{who}: attention_targets need `attention`, the sequences that read the same tables")
+        intervals = tuple(_named(spec.sequences, name, "sequence", who) for name in config.intervals)
+        if intervals and not encoder.takes_intervals:
+            raise ValueError(f"{who} makes no use of intervals; list them in `sequences`, or leave them out")
+        lengths = {s.name: s.max_len for s in (*sequences, *attention, *intervals)}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"parallel sequences of one history need the same max_len, got {lengths}")
-        out.append(ResolvedHistory(sequences, targets, attention or sequences, attention_targets or targets))
+        out.append(ResolvedHistory(sequences, targets, attention or sequences, attention_targets or targets, intervals))
     return out
 
 
@@ -209,21 +226,21 @@ def _new_fields(history: ResolvedHistory, out_width: int, *, product: bool) -> l
 
 
 def _gather(resolved: ResolvedHistory, context: list[str], fields: dict[str, Tensor], inputs: Inputs) -> History:
-    nothing = inputs.fields_BC[:, :0]
+    nothing_B0, nothing_BL0 = inputs.fields_BC[:, :0], inputs.sequences[resolved.name][0][:, :, :0]
 
     def side_by_side(names: list[str]) -> Tensor:
-        return torch.cat([fields[name] for name in names], dim=1) if names else nothing
+        return torch.cat([fields[name] for name in names], dim=1) if names else nothing_B0
 
     def parallel(sequences: tuple[SequenceSpec, ...]) -> Tensor:
-        return torch.cat([inputs.sequences[s.name][0] for s in sequences], dim=2)
+        return torch.cat([inputs.sequences[s.name][0] for s in sequences], dim=2) if sequences else nothing_BL0
 
     target_BE, values_BLE = side_by_side([f.name for f in resolved.targets]), parallel(resolved.sequences)
-    decoupled = resolved.attention is not resolved.sequences
     return History(
         target_BE,
         values_BLE,
         inputs.sequences[resolved.name][1],
-        side_by_side([f.name for f in resolved.attention_targets]) if decoupled else target_BE,
-        parallel(resolved.attention) if decoupled else values_BLE,
+        target_BE if resolved.attention_targets is resolved.targets else side_by_side([f.name for f in resolved.attention_targets]),
+        values_BLE if resolved.attention is resolved.sequences else parallel(resolved.attention),
         side_by_side(context),
+        parallel(resolved.intervals),
     )

@@ -1,7 +1,7 @@
 """The encoder protocol: a history in, one vector per row out.
 
 Shapes in names: B batch, L sequence length, E width of the history's vectors, A width of the vectors that attention scores,
-X width of the context, K width of the result.
+X width of the context, I width of the intervals, K width of the result.
 
 A history is one sequence, or several that run in parallel (item, category, time gap of the same events), side by side. An
 encoder is a plain `nn.Module`: it never sees other rows' order, a table or a loss.
@@ -22,12 +22,17 @@ class HistorySpec(NamedTuple):
         attention_widths: of the sequences that attention scores; `widths` again unless tables are decoupled.
         max_len: most events of a row.
         context: the row's other categorical fields.
+        attention_target_width: of the candidate's vector that attention reads; A, unless the candidate alone has a table of
+            its own there.
+        interval_width: I, 0 without intervals.
     """
 
     widths: tuple[int, ...]
     attention_widths: tuple[int, ...]
     max_len: int
     context: tuple[FieldSpec, ...]
+    attention_target_width: int
+    interval_width: int = 0
 
     @property
     def width(self) -> int:
@@ -51,6 +56,7 @@ class History(NamedTuple):
         attention_target_BA, attention_values_BLA: the same by the tables that attention scores; without decoupled tables
             these are `target_BE` and `values_BLE` themselves.
         context_BX: the row's other categorical fields side by side.
+        intervals_BLI: embedded time between each event and the candidate; zero where padded.
     """
 
     target_BE: Tensor
@@ -59,6 +65,7 @@ class History(NamedTuple):
     attention_target_BA: Tensor
     attention_values_BLA: Tensor
     context_BX: Tensor
+    intervals_BLI: Tensor
 
 
 class Encoding(NamedTuple):
@@ -81,6 +88,8 @@ class SequenceEncoder(nn.Module):
         Config: the encoder's own options.
         needs_target: False if it makes sense without a candidate.
         decouples: True if it reads the attention members of `History`; others refuse decoupled tables.
+        decouples_target: True if it reads `attention_target_BA` alone: attention may see the candidate by other tables.
+        takes_intervals: True if it reads `intervals_BLI`; others refuse intervals.
 
     Attributes:
         out_width: K.
@@ -90,6 +99,8 @@ class SequenceEncoder(nn.Module):
     Config: ClassVar[type[NetConfig]] = NetConfig
     needs_target: ClassVar[bool] = True
     decouples: ClassVar[bool] = False
+    decouples_target: ClassVar[bool] = False
+    takes_intervals: ClassVar[bool] = False
     out_width: int
     auxiliary_weight: float = 0.0
 
