@@ -14,7 +14,6 @@ from ..config.data import Section
 from ..config.errors import ConfigError, check_structure
 from ..config.text import read_yaml
 
-Currency = Annotated[str, Field(pattern="^[A-Z]{3}$", description="ISO 4217, for example USD")]
 Scalar = str | int | float | bool
 HOURS_PER_DAY = 24
 
@@ -83,7 +82,7 @@ class CampaignConfig(Section):
 
 class BidConfig(Section):
     seat: str = Field("", description="our seat at the exchange, checked against wseat and bseat")
-    currency: Currency = "USD"
+    currency: str = Field("USD", description="of all amounts here and, where the request allows it, of bids; ISO 4217")
     rates: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="one unit of a foreign currency in `currency`")
     columns: dict[str, str] = Field(description="raw column of the model -> OpenRTB path")
     constants: dict[str, Scalar] = Field({}, description="raw column of the model -> the value it always has")
@@ -140,9 +139,9 @@ def _cross_problems(config: BidConfig) -> Iterator[str]:
         yield f"{name}: stands in more than one of columns, constants and left_missing; keep one"
     if config.currency in config.rates:
         yield f"rates.{config.currency}: is `currency` itself, which is 1"
-    for name in config.rates:
-        if len(name) != 3 or not name.isascii() or not name.isupper():
-            yield f"rates.{name}: not an ISO 4217 code such as EUR"
+    for where, name in [("currency", config.currency), *((f"rates.{n}", n) for n in config.rates)]:
+        if len(name) != 3 or not (name.isascii() and name.isalpha() and name.isupper()):
+            yield f"{where}: given {name!r}; must be an ISO 4217 code such as EUR"
     if config.spend_file and not config.has_budgets:
         yield "spend_file: has no effect where no campaign has a budget; leave it out"
     ids = [c.id for c in config.campaigns]

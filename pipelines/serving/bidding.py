@@ -157,6 +157,7 @@ class Bidder:
         Raises:
             ValueError: for a timestamp in the request that is none.
         """
+        self.notices.expire(now)  # else prices reserved in vain could keep a campaign from ever bidding again
         currency = self._currency(request.cur)
         if not currency:
             return NoBid.CURRENCY

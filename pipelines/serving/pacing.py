@@ -190,7 +190,6 @@ class Notices:
             price: CPM in the bid's currency.
             rate: one unit of that currency in the config's.
         """
-        self.expire(now)
         nanos = math.ceil(price * rate * CPM_NANOS)
         self._open[bid] = _Open(campaign, nanos, price, rate, now + self._seconds)
         self.pacers[campaign].reserve(nanos, now)
