@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from torchrec_models.schema import Schema, Side
+from torchrec_models.schema import Schema, Side, Task
 
 if TYPE_CHECKING:
     from torchrec_models.losses.auxiliary import AuxiliaryLoss
@@ -36,12 +36,16 @@ class SequenceSpec(NamedTuple):
 
 
 class InputSpec(NamedTuple):
-    """The sizes that a net is built from."""
+    """The sizes that a net is built from.
+
+    `tasks` says what the `num_tasks` logits are of; it is empty where they are no logits but the vector of a net inside a net.
+    """
 
     dense: tuple[str, ...]
     fields: tuple[FieldSpec, ...]
     sequences: tuple[SequenceSpec, ...]
     num_tasks: int = 1
+    tasks: tuple[Task, ...] = ()
 
     @property
     def num_dense(self) -> int:
@@ -101,6 +105,7 @@ class InputSpec(NamedTuple):
                 if f.kind == "sequence"
             ),
             num_tasks=len(schema.tasks),
+            tasks=schema.tasks,
         )
 
 

@@ -4,7 +4,7 @@ A net with branches returns a `TrainingOutput` in training mode, and says by `Ne
 branches. The training loop knows nothing of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -30,6 +30,18 @@ class AuxiliaryLoss(nn.Module):
         """[T], to be added to the tasks' losses `main_T` of `output.logits_BT`."""
         raise NotImplementedError
 
+    @property
+    def name(self) -> str:
+        """What logs call it."""
+        raise NotImplementedError
+
+    def whole(self, branches: Mapping[str, Tensor]) -> Tensor | None:
+        """[B, T], the logits of the whole where they are a function of the branches' logits; None: they are not.
+
+        A net with others inside it asks: it turns the vectors of their branches into logits first.
+        """
+        return None
+
 
 class BranchLoss(AuxiliaryLoss):
     """`weight * loss(branch, labels)`: the branch learns the labels, too.
@@ -43,6 +55,10 @@ class BranchLoss(AuxiliaryLoss):
         super().__init__()
         self.branch = branch
         self.weight = weight
+
+    @property
+    def name(self) -> str:
+        return self.branch
 
     def forward(self, criterion: Criterion, main_T: Tensor, output: TrainingOutput, labels_BT: Tensor) -> Tensor:
         return self.weight * criterion(output.branches[self.branch], labels_BT)
@@ -63,6 +79,10 @@ class TriBCE(AuxiliaryLoss):
         super().__init__()
         self.branches = tuple(branches)
         self.detach_weights = detach_weights
+
+    @property
+    def name(self) -> str:
+        return "tri_bce"
 
     def forward(self, criterion: Criterion, main_T: Tensor, output: TrainingOutput, labels_BT: Tensor) -> Tensor:
         losses = [criterion(output.branches[name], labels_BT) for name in self.branches]
@@ -87,6 +107,14 @@ class SelfEnsemble(AuxiliaryLoss):
     def __init__(self, branches: tuple[str, str]) -> None:
         super().__init__()
         self.branches = branches
+
+    @property
+    def name(self) -> str:
+        return "self_ensemble"
+
+    def whole(self, branches: Mapping[str, Tensor]) -> Tensor:
+        first, second = self.branches
+        return self.mean_logits(branches[first], branches[second])
 
     def forward(self, criterion: Criterion, main_T: Tensor, output: TrainingOutput, labels_BT: Tensor) -> Tensor:
         targets_BT = output.logits_BT.detach().sigmoid()

@@ -1,10 +1,13 @@
 """A net inside a net: the head behind a sequence encoder, the experts of a multi-task net."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
+from torch import Tensor
 
-from torchrec_models.net import InputSpec, Net, NetConfig, find_class
+from torchrec_models.losses.auxiliary import AuxiliaryLoss
+from torchrec_models.net import InputSpec, Net, NetConfig, TrainingOutput, find_class
 
 
 class NestedNet(BaseModel):
@@ -42,3 +45,30 @@ class NestedNet(BaseModel):
 
     def build(self, spec: InputSpec) -> Net:
         return self.net(spec, self.config)
+
+    def build_vectors(self, spec: InputSpec, width: int) -> Net:
+        """The net as a function to vectors [B, width]."""
+        return self.build(spec._replace(num_tasks=width, tasks=()))
+
+
+def finish(
+    inner: Tensor | TrainingOutput, rest: Callable[[Tensor], Tensor], auxiliary: Sequence[AuxiliaryLoss]
+) -> Tensor | TrainingOutput:
+    """What a net makes of the output of the nets inside it: logits of the whole, and of each of their branches.
+
+    A branch goes the same way as the whole, as if it were all that the inner nets had to say; so its loss is the tasks' loss,
+    and trains what comes behind the inner nets, too.
+
+    Args:
+        inner: what they returned, of any shape.
+        rest: -> logits [B, T].
+        auxiliary: their losses.
+    """
+    if not isinstance(inner, TrainingOutput):
+        return rest(inner)
+    branches = {name: rest(branch) for name, branch in inner.branches.items()}
+    for loss in auxiliary:
+        whole_BT = loss.whole(branches)
+        if whole_BT is not None:
+            return TrainingOutput(whole_BT, branches)
+    return TrainingOutput(rest(inner.logits_BT), branches)
