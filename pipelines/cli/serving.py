@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
-    parser = add_verb(verbs, "serve", _serve, "answer requests with bundles over HTTP (JSON, Open Inference Protocol); needs no torch")
+    text = "answer requests with bundles over HTTP (JSON, Open Inference Protocol); needs no torch"
+    parser = add_verb(verbs, "serve", _serve, text)
     add = parser.add_argument
     add("bundles", nargs="+", metavar="[NAME=]BUNDLE", help="folders that trm export wrote; the first is the default model")
     add("--split", action="append", default=[], metavar="NAME=BUNDLE:PERCENT", help="this version answers a share of the requests")

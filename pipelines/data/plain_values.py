@@ -1,8 +1,8 @@
-"""One plain value at a time (text, int, float, bool, None), as a request brings them: the counterpart of values.py, which reads columns.
+"""One plain value at a time (text, int, float, bool, None), as a request brings them; values.py reads whole columns.
 
 Arrow costs about a millisecond per row of twenty features; this costs microseconds. It decides only what is beyond doubt and raises
 `Undecided` for everything else, errors included, so that every rule about odd values and every error text stays in values.py alone.
-tests/data/test_plain_values.py holds both paths against each other. Runs in exported bundles too: numpy and pyarrow only.
+tests/serving/test_encoder.py holds both paths against each other. Runs in exported bundles too: numpy and pyarrow only.
 """
 
 import re

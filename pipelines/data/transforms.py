@@ -92,13 +92,12 @@ class IdsTransform:
         kept = slice(max_len) if self.keep == "first" else slice(-max_len, None)
 
         def rows_of(value: Any) -> list[int]:
-            if separator:
-                values = plain_pieces(value, separator=separator, as_text=as_text)
-            else:
-                values = plain_list(value, as_text=as_text)
-            return [row_of(one) for one in values[kept]]
+            return [row_of(one) for one in plain_list(value, as_text=as_text)[kept]]
 
-        return rows_of
+        def rows_of_pieces(value: Any) -> list[int]:
+            return [row_of(one) for one in plain_pieces(value, separator=separator, as_text=as_text)[kept]]
+
+        return rows_of_pieces if separator else rows_of
 
 
 @dataclass(frozen=True, kw_only=True)

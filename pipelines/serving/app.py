@@ -53,7 +53,7 @@ class App:
         self,
         routes: Sequence[Route],
         *,
-        limits: Limits = Limits(),  # noqa: B008  frozen
+        limits: Limits = Limits(),
         token: str = "",
         open_paths: frozenset[str] = frozenset(),
         observe: Callable[[str, int, float], None] | None = None,

@@ -1,7 +1,8 @@
 """Rows that arrive within one turn of the event loop are scored by one call of the graph.
 
-The first row that arrives schedules a flush for the loop's next turn, after every request of this turn has been read. There is no timer:
-a lone request does not wait, and under load the batch grows by itself. Shapes in names: N rows, S slots, D dense features, T tasks.
+The first row that arrives schedules a flush for the loop's next turn, after every request of this turn has been read. There is no
+timer: a lone request does not wait, and under load the batch grows by itself.
+Shapes in names: N rows, S slots, D dense features, T tasks.
 """
 
 import asyncio

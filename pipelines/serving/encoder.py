@@ -1,7 +1,7 @@
 """Requests' rows straight to the graph's slots: what `RowCodec`, `Transforms.encode` and `SlotLayout.fill` do, one row at a time.
 
-The rules are the transforms' own (`row_finder`, `list_finder`, `encode_value`); here they are only put side by side. Where one of them
-is undecided, the vectorised path reads the row instead, or words the error. Shapes: S slots, D dense features.
+The rules are the transforms' own (`row_finder`, `list_finder`, `encode_value`); here they are only put side by side. Where one of
+them is undecided, the vectorised path reads the row instead, or words the error. Shapes: S slots, D dense features.
 """
 
 from collections.abc import Callable, Sequence

@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 Signature = tuple[str, int, int, int]
 
 
-def load_model(name: str, path: Path, *, max_batch_rows: int = 64, num_threads: int = 1, metrics: Metrics | None = None) -> ServedModel:
+def load_model(
+    name: str, path: Path, *, max_batch_rows: int = 64, num_threads: int = 1, metrics: Metrics | None = None
+) -> ServedModel:
     """Load a bundle, verify its files, and check its answers to its own samples, on the path that requests take.
 
     Raises:

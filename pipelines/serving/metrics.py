@@ -1,8 +1,8 @@
 """What a server counts, as Prometheus text.
 
-Requests only append to lists; the lists are folded into histograms a few thousand values at a time, because a histogram update per request
-and label (prometheus_client's way) costs more than decoding the request. prometheus_client writes the text. Several workers share
-a folder: each leaves its totals there once a second, and whichever worker is scraped adds them up.
+Requests only append to lists; the lists are folded into histograms a few thousand values at a time, because a histogram update per
+request and label (prometheus_client's way) costs more than decoding the request. prometheus_client writes the text. Several workers
+share a folder: each leaves its totals there once a second, and whichever worker is scraped adds them up.
 """
 
 import os

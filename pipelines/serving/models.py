@@ -1,7 +1,7 @@
 """The models a server answers with: by name, each in one or more versions.
 
-A name has a current version, and may have a `split` (a second version that answers a share of the requests) and a `shadow` (a version
-that scores every request too, whose answers only the metrics see).
+A name has a current version, and may have a `split` (a second version that answers a share of the requests) and a `shadow` (a
+version that scores every request too, whose answers only the metrics see).
 """
 
 import asyncio
@@ -84,7 +84,7 @@ class ServedModel:
         name: what requests call it.
         version: `Bundle.version`, 16 hexadecimal digits.
         tasks: names of the answers' columns; empty for a retriever.
-        graphs: by the names in the bundle's manifest; a ranker has `model`.
+        graphs: by the names in the bundle's manifest.
     """
 
     def __init__(self, name: str, bundle: Bundle, *, max_batch_rows: int = 64, metrics: Metrics | None = None) -> None:
@@ -101,15 +101,25 @@ class ServedModel:
             self.graphs[key] = ServedGraph(graph, max_batch_rows=max_batch_rows, on_batch=on_batch)
 
     @property
+    def main(self) -> ServedGraph:
+        """The graph that requests are scored with: a ranker's only one, a retriever's query tower."""
+        return self.graphs["model"] if "model" in self.graphs else self.graphs["query"]
+
+    @property
     def ranker(self) -> ServedGraph:
         """The graph that scores rows.
 
         Raises:
             HttpError: 400 for a retriever, which has none.
         """
-        if "model" not in self.graphs:
+        if not self.tasks:
             raise HttpError(400, f"model {self.name!r} is a retriever: it recommends (POST /recommend), it does not score rows")
-        return self.graphs["model"]
+        return self.main
+
+    @property
+    def vector_width(self) -> int:
+        """K of a retriever's vectors."""
+        return int(self.main.graph.session.get_outputs()[0].shape[1])
 
     @property
     def queued_rows(self) -> int:
@@ -119,13 +129,13 @@ class ServedModel:
         """Answers to raw rows, batched with those of other requests: a probability per binary task, a value per regression task.
 
         Returns:
-            N lists of T numbers, columns as in `tasks`.
+            N lists of T numbers, columns as in `tasks`; of a retriever, the N query vectors.
 
         Raises:
             RefusedRow: (a ValueError, and an HttpError of status 422) for values that the model cannot take, with feature,
                 column, row and reason.
         """
-        return await self.ranker.score(rows)
+        return await self.main.score(rows)
 
 
 class _Counted(TypedDict):

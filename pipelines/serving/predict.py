@@ -19,6 +19,10 @@ def predict_routes(models: Models, *, max_rows: int) -> list[Route]:
     async def predict(request: Request) -> Response:
         rows, is_many = _rows(parse_json(request.body), max_rows)
         deployment = models.deployment(request.params.get("name", ""))
+        if not deployment.current.tasks:
+            raise HttpError(
+                400, f"model {deployment.name!r} is a retriever: it recommends (POST /recommend), it does not score rows"
+            )
         answers, model = await deployment.score(rows, key=request.key)
         return Response(encode_json(_answer(answers, model, is_many)))
 

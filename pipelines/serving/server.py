@@ -4,8 +4,9 @@ import asyncio
 import logging
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +19,7 @@ from .loading import Reloader, load_model, settle_memory
 from .messages import Route
 from .metrics import Labels, Metrics
 from .models import Deployment, Models
+from .oip import oip_routes
 from .predict import predict_routes
 from .status import OPEN_PATHS, status_routes
 
@@ -44,7 +46,7 @@ class ServeOptions:
         max_rows: of one request. max_batch_rows: of one call of the graph.
         num_threads: of ONNX Runtime, per worker.
         watch_seconds: between two looks for new versions; 0 does not look.
-        drain_seconds: after SIGTERM, how long requests are still taken (and told to close their connection) before the sockets close.
+        drain_seconds: after SIGTERM, how long requests are still taken (and connections closed after their answer).
         access_log_share: of the requests; 0 writes no access log.
         certificate, key: PEM files, for TLS.
     """
@@ -87,12 +89,14 @@ def load_models(options: ServeOptions, metrics: Metrics) -> Models:
                 models.deployments[option.name] = Deployment(option.name, {role: option.path}, model)
                 continue
             if option.name not in models.deployments:
-                raise ValueError(f"--{role} {option.name}: no bundle of this name is served; there are: {', '.join(models.deployments)}")
+                there = ", ".join(models.deployments)
+                raise ValueError(f"--{role} {option.name}: no bundle of this name is served; there are: {there}")
             deployment = models.deployments[option.name]
             if role in deployment.paths:
                 raise ValueError(f"--{role} {option.name}: given twice; a name has at most one {role}")
             if model.tasks != deployment.current.tasks:
-                raise ValueError(f"--{role} {option.name}: predicts {model.tasks}, and the current version {deployment.current.tasks}")
+                tasks = deployment.current.tasks
+                raise ValueError(f"--{role} {option.name}: predicts {model.tasks}, and the current version {tasks}")
             deployment.paths[role] = option.path
             setattr(deployment, role, model)
             deployment.split_share = option.share if role == "split" else deployment.split_share
@@ -113,9 +117,15 @@ class Worker:
         self.models = load_models(options, self.metrics)
         self._tasks: list[asyncio.Task[None]] = []
         self._reloader: Reloader | None = None
-        self.app = App(
+        self.app: App = App(
             [
                 *predict_routes(self.models, max_rows=options.max_rows),
+                *oip_routes(
+                    self.models,
+                    server_version=version("torchrec-models"),
+                    max_rows=options.max_rows,
+                    is_ready=lambda: not self.app.draining,
+                ),
                 *status_routes(self),
                 *more_routes,
             ],
@@ -144,9 +154,7 @@ class Worker:
     def _start(self) -> None:
         settle_memory()
         options = self.options
-        self._reloader = Reloader(
-            self.models, self.metrics, max_batch_rows=options.max_batch_rows, num_threads=options.num_threads
-        )
+        self._reloader = Reloader(self.models, self.metrics, max_batch_rows=options.max_batch_rows, num_threads=options.num_threads)
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._every(1.0, self._leave_metrics)))
         if options.watch_seconds:
@@ -157,10 +165,10 @@ class Worker:
         for task in self._tasks:
             task.cancel()
 
-    async def _every(self, seconds: float, do: "object") -> None:
+    async def _every(self, seconds: float, do: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(seconds)
-            await do()  # type: ignore[operator]
+            await do()
 
     async def _leave_metrics(self) -> None:
         self.metrics.leave(self.gauges())
@@ -229,7 +237,8 @@ def serve(options: ServeOptions) -> None:
         )
         socket = config.bind_socket()
         host, port = socket.getsockname()[:2]
-        log.info("serving %s on %s://%s:%d", ", ".join(o.name for o in options.bundles), "https" if config.is_ssl else "http", host, port)
+        scheme = "https" if config.is_ssl else "http"
+        log.info("serving %s on %s://%s:%d", ", ".join(dict.fromkeys(o.name for o in options.bundles)), scheme, host, port)
         if options.workers > 1:
             Multiprocess(config, sockets=[socket]).run()
         else:

@@ -82,7 +82,9 @@ def direct(transforms: Transforms, row: dict) -> tuple | str:
 
 
 TEXTS = st.one_of(
-    st.sampled_from(["a", "7", "é", "", "-3", "007", "+7", " 7", "7 ", "1e3", "0.5", "nan", "inf", "0x10", "1_0", "٧", "-0", "9" * 25]),
+    st.sampled_from(
+        ["a", "7", "é", "", "-3", "007", "+7", " 7", "7 ", "1e3", "0.5", "nan", "inf", "0x10", "1_0", "٧", "-0", "9" * 25]
+    ),
     st.text(max_size=5),
     st.text("0123456789-.e", max_size=20),
     st.text(st.characters(), max_size=3),  # lone surrogates, too
@@ -134,7 +136,10 @@ def test_numbers_are_the_vectorised_ones_exactly(steps, value):
         assert direct(transforms, {"x": value}) == vectorised(transforms, {"x": value})
 
 
-@given(value=st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False).map(lambda x: x + 0.0)), seed=st.integers(0, 2**64 - 1))
+@given(
+    value=st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False).map(lambda x: x + 0.0)),
+    seed=st.integers(0, 2**64 - 1),
+)
 def test_one_hash_is_a_hash_of_one(value, seed):
     assert hash_number(value, seed) == int(hash_numbers(np.array([value]), seed)[0])
 
