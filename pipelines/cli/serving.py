@@ -31,6 +31,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     add("--access-log", type=float, default=0.0, metavar="SHARE", help="write a JSON line for this share of requests (default: 0)")
     add("--tls-cert", type=Path, help="PEM file with the certificate chain")
     add("--tls-key", type=Path, help="PEM file with the private key")
+    add("--bid", type=Path, metavar="BID.YAML", help="answer OpenRTB 2.6 bid requests on POST /bid, see docs/bidding.md")
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -72,6 +73,7 @@ def serve_options(args: argparse.Namespace) -> "ServeOptions":
         access_log_share=args.access_log,
         certificate=args.tls_cert,
         key=args.tls_key,
+        bid=args.bid,
     )
 
 

@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+from ..config.errors import ConfigError
+from .bid_config import load_bid_config
 from .bid_mapping import RowMapping
 from .bidding import Bidder, separators
 from .messages import HttpError, Request, Response, Route
-from .models import Deployment, ServedModel
+from .models import Deployment, Models, ServedModel
 from .openrtb import VERSION, BidResponse, NoBid, decode_request, encode_response
 
 _HEADERS = ((b"x-openrtb-version", VERSION.encode()),)
@@ -108,3 +111,32 @@ class BidRoutes:
         except ValueError as error:
             raise HttpError(400, str(error)) from None
         return _NO_CONTENT
+
+
+def bid_routes(models: Models, path: Path, *, now: float) -> BidRoutes:
+    """What `trm serve --bid` adds to a server: bids with the default model.
+
+    Args:
+        path: bid.yaml.
+        now: Unix seconds.
+
+    Raises:
+        ConfigError: for mistakes in the file, and for a file that does not fit the model.
+    """
+    deployment = models.deployment()
+    try:
+        bidder = Bidder(load_bid_config(path), deployment.current.tasks, now=now)
+        return BidRoutes(bidder, deployment)
+    except HttpError as error:
+        raise ValueError(f"--bid: {error.reason}") from None
+    except ConfigError as error:
+        raise ConfigError(str(path), error.problems) from None
+
+
+def check_workers(path: Path, workers: int) -> None:
+    """Raises ValueError where several processes would each have a part of the open bids: a notice reaches any one of them."""
+    if workers > 1 and load_bid_config(path).notice_url:
+        raise ValueError(
+            f"--bid: {path} has a notice_url, and open bids and budgets live in one process; give --workers 1, or serve several "
+            "bidders, each with an address and a share of the budget of its own"
+        )

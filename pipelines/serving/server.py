@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -49,6 +50,7 @@ class ServeOptions:
         drain_seconds: after SIGTERM, how long requests are still taken (and connections closed after their answer).
         access_log_share: of the requests; 0 writes no access log.
         certificate, key: PEM files, for TLS.
+        bid: bid.yaml; the default model then also answers `POST /bid`.
     """
 
     bundles: tuple[BundleOption, ...]
@@ -65,6 +67,7 @@ class ServeOptions:
     access_log_share: float = 0.0
     certificate: Path | None = None
     key: Path | None = None
+    bid: Path | None = None
 
 
 def load_models(options: ServeOptions, metrics: Metrics) -> Models:
@@ -127,6 +130,7 @@ class Worker:
                     is_ready=lambda: not self.app.draining,
                 ),
                 *status_routes(self),
+                *_bid_routes(self.models, options),
                 *more_routes,
             ],
             limits=options.limits,
@@ -192,6 +196,14 @@ class Worker:
         signal.signal(signal.SIGTERM, drain)
 
 
+def _bid_routes(models: Models, options: ServeOptions) -> list[Route]:
+    if options.bid is None:
+        return []
+    from .bid_routes import bid_routes  # needs pydantic and yaml, which a server without bids does not
+
+    return bid_routes(models, options.bid, now=time.time()).routes()
+
+
 @dataclass(frozen=True)
 class WorkerFactory:
     """Makes a worker's app in the worker's own process; can be sent there."""
@@ -211,6 +223,10 @@ def serve(options: ServeOptions) -> None:
     """
     if options.workers < 1:
         raise ValueError(f"workers: given {options.workers}; must be at least 1")
+    if options.bid is not None:
+        from .bid_routes import check_workers
+
+        check_workers(options.bid, options.workers)
     with tempfile.TemporaryDirectory(prefix="trm-serve-") as folder:
         metrics_folder = Path(folder) if options.workers > 1 else None
         factory = WorkerFactory(options, metrics_folder)
