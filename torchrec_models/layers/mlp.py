@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .activations import LEARNED
 from .dropout import MAX_DROPOUT, dropout, relu_dropout_
 from .linear import Linear
 
@@ -34,7 +35,7 @@ class MLP(nn.Module):
     Args:
         in_width: width of the input.
         hidden_units: width of each block, first to last; may be empty.
-        activation: one of `ACTIVATIONS`; default "relu".
+        activation: one of `ACTIVATIONS`, or of `LEARNED` (dice, prelu: with weights of their own); default "relu".
         batch_norm: normalise each block's pre-activation over the batch; default False.
         dropout: probability of zeroing an activation, one for all blocks or one per block; default 0.
         out_width: width of a last Linear without norm, activation or dropout; None (default): there is none.
@@ -61,8 +62,8 @@ class MLP(nn.Module):
         if min(widths) < 1 or (out_width is not None and out_width < 1):
             given = f"in_width={in_width}, hidden_units={list(hidden_units)}, out_width={out_width}"
             raise ValueError(f"the widths of an MLP must be at least 1, got {given}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
+        if activation not in ACTIVATIONS and activation not in LEARNED:
+            raise ValueError(f"activation {activation!r} is unknown; choose one of {', '.join([*ACTIVATIONS, *LEARNED])}")
         rates = [dropout] * len(hidden_units) if isinstance(dropout, int | float) else list(dropout)
         if len(rates) != len(hidden_units):
             raise ValueError(f"dropout has {len(rates)} values for {len(hidden_units)} hidden_units; give one or one per block")
@@ -75,6 +76,7 @@ class MLP(nn.Module):
         self.dropout = tuple(rates)
         self.linears = nn.ModuleList(Linear(i, o) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) if batch_norm else nn.Identity() for width in hidden_units)
+        self.learned = nn.ModuleList(LEARNED[activation](width) for width in hidden_units if activation in LEARNED)
         self.out = nn.Identity() if out_width is None else Linear(widths[-1], out_width)
 
     def extra_repr(self) -> str:
@@ -84,9 +86,11 @@ class MLP(nn.Module):
         """`[B, in_width]` -> `[B, out_width]`."""
         if self.batch_norm and x_BC.dim() != 2:
             raise ValueError(f"an MLP with batch_norm takes [B, {self.in_width}], got {list(x_BC.shape)}; flatten the leading axes")
-        for linear, norm, rate in zip(self.linears, self.norms, self.dropout):
+        for i, (linear, norm, rate) in enumerate(zip(self.linears, self.norms, self.dropout)):
             x_BC = norm(linear(x_BC))
-            if self.activation == "relu":
+            if self.learned:
+                x_BC = dropout(self.learned[i](x_BC), rate, training=self.training)
+            elif self.activation == "relu":
                 x_BC = relu_dropout_(x_BC, rate, training=self.training)
             else:
                 x_BC = dropout(ACTIVATIONS[self.activation](x_BC), rate, training=self.training)

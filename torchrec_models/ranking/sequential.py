@@ -57,6 +57,7 @@ class ResolvedHistory(NamedTuple):
             context,
             sum(f.width for f in self.attention_targets),
             sum(s.width for s in self.intervals),
+            self.attention is not self.sequences,
         )
 
 
@@ -98,16 +99,18 @@ class SequentialNet(Net):
         self.encoders = nn.ModuleList(encoders)
         self.auxiliary_weights = [e.auxiliary_weight for e in encoders]
         self.product = config.product
-        new = [f for h, e in zip(self.histories, encoders) for f in _new_fields(h, e.out_width, product=config.product)]
+        new = [f for h, e in zip(self.histories, encoders) for f in _new_fields(h, e, product=config.product)]
         self.num_new = len(new)
         self.left = [s for s in spec.sequences if s.name not in encoded]
         self.head = config.head.build(spec._replace(fields=(*fields, *new), sequences=tuple(self.left)))
         self.head_first_order = config.head.wants_first_order
         self.auxiliary = nn.ModuleDict(
             {
-                f"{h.name}_auxiliary": MLP(3 * h.spec(()).width, config.auxiliary_units, out_width=spec.num_tasks)
-                for h, weight in zip(self.histories, self.auxiliary_weights)
-                if weight
+                f"{h.name}_auxiliary": MLP(
+                    3 * (h.spec(()).width + e.position_width), config.auxiliary_units, out_width=spec.num_tasks
+                )
+                for h, e in zip(self.histories, encoders)
+                if e.auxiliary_weight
             }
         )
 
@@ -129,12 +132,13 @@ class SequentialNet(Net):
         branches: dict[str, Tensor] = {}
         for resolved, names, encoder, weight in zip(self.histories, self.context, self.encoders, self.auxiliary_weights):
             history = _gather(resolved, names, fields, inputs)
+            assert isinstance(encoder, SequenceEncoder)
             pooled_BK, auxiliary_BE = encoder(history)
             vectors.append(pooled_BK)
             if self.product:
-                vectors.append(pooled_BK * history.target_BE)
+                vectors.append(pooled_BK * encoder.target(history))
             if self.training and weight:
-                name, target_BE = f"{resolved.name}_auxiliary", history.target_BE
+                name, target_BE = f"{resolved.name}_auxiliary", encoder.target(history)
                 branches[name] = self.auxiliary[name](torch.cat([target_BE, auxiliary_BE, target_BE * auxiliary_BE], dim=1))
         left = {s.name: inputs.sequences[s.name] for s in self.left}
         first_BF = self._first_order(inputs) if self.head_first_order else inputs.first_order_BF
@@ -212,12 +216,14 @@ def _named(specs: tuple[Any, ...], name: str, kind: str, who: str) -> Any:
     raise ValueError(f"{who}: no {kind} {name!r}; there are: {', '.join(s.name for s in specs) or 'none'}")
 
 
-def _new_fields(history: ResolvedHistory, out_width: int, *, product: bool) -> list[FieldSpec]:
+def _new_fields(history: ResolvedHistory, encoder: SequenceEncoder, *, product: bool) -> list[FieldSpec]:
     """The head's fields for one history: one per sequence where the encoder keeps widths, else one of its own width."""
-    if out_width == history.spec(()).width:
+    width, out_width = history.spec(()).width + encoder.position_width, encoder.out_width
+    if out_width == width:
         pooled = [FieldSpec(f"{s.name}_encoded", s.width) for s in history.sequences]
+        pooled += [FieldSpec(f"{history.name}_position_encoded", encoder.position_width)] if encoder.position_width else []
     elif product:
-        raise ValueError(f"product: true needs an encoding as wide as the candidate, {history.spec(()).width}; got {out_width}")
+        raise ValueError(f"product: true needs an encoding as wide as the candidate, {width}; got {out_width}")
     else:
         pooled = [FieldSpec(f"{history.name}_encoded", out_width)]
     if product and not history.targets:

@@ -25,6 +25,7 @@ class HistorySpec(NamedTuple):
         attention_target_width: of the candidate's vector that attention reads; A, unless the candidate alone has a table of
             its own there.
         interval_width: I, 0 without intervals.
+        decoupled: whether attention has tables of its own for the events.
     """
 
     widths: tuple[int, ...]
@@ -33,6 +34,7 @@ class HistorySpec(NamedTuple):
     context: tuple[FieldSpec, ...]
     attention_target_width: int
     interval_width: int = 0
+    decoupled: bool = False
 
     @property
     def width(self) -> int:
@@ -73,8 +75,8 @@ class Encoding(NamedTuple):
 
     Attributes:
         pooled_BK: [B, out_width].
-        auxiliary_BE: [B, E] in training mode if the encoder's `auxiliary_weight` is not 0, else [B, 0]: a second vector, from
-            which the net around the encoder predicts the labels, too.
+        auxiliary_BE: as wide as `SequenceEncoder.target` in training mode if the encoder's `auxiliary_weight` is not 0, else
+            [B, 0]: a second vector, from which the net around the encoder predicts the labels, too.
     """
 
     pooled_BK: Tensor
@@ -94,6 +96,7 @@ class SequenceEncoder(nn.Module):
     Attributes:
         out_width: K.
         auxiliary_weight: of the loss on `Encoding.auxiliary_BE`; 0 if there is none.
+        position_width: P, columns that the encoder appends to the events' vectors and to the candidate.
     """
 
     Config: ClassVar[type[NetConfig]] = NetConfig
@@ -103,6 +106,11 @@ class SequenceEncoder(nn.Module):
     takes_intervals: ClassVar[bool] = False
     out_width: int
     auxiliary_weight: float = 0.0
+    position_width: int = 0
+
+    def target(self, history: History) -> Tensor:
+        """[B, E + P]: the candidate as it is multiplied with the encoding (`product: true`) and with the auxiliary vector."""
+        return history.target_BE
 
     def forward(self, history: History) -> Encoding:
         raise NotImplementedError
