@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchrec_models.batch import Batch
 from torchrec_models.embedding import EmbeddingLayer
-from torchrec_models.losses import InBatchSoftmax, LossOutput, RankingLoss
+from torchrec_models.losses import InBatchSoftmax, LossOutput, RankingLoss, TaskWeighting
 from torchrec_models.net import InputSpec, Net, TrainingOutput, find_class
 from torchrec_models.ranking import NETS
 from torchrec_models.schema import Schema
@@ -113,6 +113,7 @@ def build(
     table_device: torch.device | str | None = None,
     width_multiple: int = 1,
     whole_tables: bool = False,
+    weighting: TaskWeighting | None = None,
 ) -> TrainTask:
     """A trainable model from a schema and a net's name and options.
 
@@ -123,6 +124,7 @@ def build(
         device: of the dense part.
         table_device: of the tables; "meta" when they will be sharded. Default: `device`.
         width_multiple, whole_tables: see `EmbeddingLayer`.
+        weighting: of a ranking net's tasks, see `RankingLoss`.
 
     Raises:
         ValueError: unknown net; features that it cannot take.
@@ -149,7 +151,8 @@ def build(
     net_config = cls.Config(**(options or {}))
     ranking_net = cls(InputSpec.from_schema(schema), net_config)
     ranker = Ranker(embedding(first_order=cls.wants_first_order(net_config)), ranking_net.to(device))
-    return RankingTask(ranker, RankingLoss(schema.tasks, ranking_net.auxiliary_losses()).to(device))
+    ranking_loss = RankingLoss(schema.tasks, ranking_net.auxiliary_losses(), weighting=weighting)
+    return RankingTask(ranker, ranking_loss.to(device))
 
 
 def _check_sides(schema: Schema, name: str) -> None:

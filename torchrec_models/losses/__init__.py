@@ -8,16 +8,22 @@ from .auxiliary import AuxiliaryLoss, BranchLoss, Criterion, SelfEnsemble, TriBC
 from .mean import LossOutput, num_processes, weighted_mean
 from .ranking import RankingLoss
 from .retrieval import InBatchSoftmax
+from .weighting import FixedWeights, ScheduledWeights, TaskWeighting, UncertaintyWeights, WeightSchedule
 
 __all__ = [
     "AuxiliaryLoss",
     "BranchLoss",
     "Criterion",
+    "FixedWeights",
     "InBatchSoftmax",
     "LossOutput",
     "RankingLoss",
+    "ScheduledWeights",
     "SelfEnsemble",
+    "TaskWeighting",
     "TriBCE",
+    "UncertaintyWeights",
+    "WeightSchedule",
     "num_processes",
     "weighted_mean",
 ]

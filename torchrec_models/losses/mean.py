@@ -11,18 +11,28 @@ def num_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def weighted_mean(losses_BT: Tensor, weights_BT: Tensor) -> Tensor:
-    """[T]: sum(w * l) / sum(w) per task, the denominator taken over all processes.
-
-    Scaled so that the *average* over processes (which is what DistributedDataParallel and TorchRec's gradient division make
-    of gradients) is the mean over all rows. A task without any weight gives 0.
-    """
+def total_weights(weights_BT: Tensor) -> Tensor:
+    """[T]: the sum of weights per task over all processes, divided by their number."""
     total_T = weights_BT.sum(dim=0)
     world = num_processes()
     if world > 1:
         total_T = total_T.detach().clone()
         dist.all_reduce(total_T)
         total_T = total_T / world
+    return total_T
+
+
+def weighted_mean(losses_BT: Tensor, weights_BT: Tensor, total_T: Tensor | None = None) -> Tensor:
+    """[T]: sum(w * l) / sum(w) per task, the denominator taken over all processes.
+
+    Scaled so that the *average* over processes (which is what DistributedDataParallel and TorchRec's gradient division make
+    of gradients) is the mean over all rows. A task without any weight gives 0.
+
+    Args:
+        total_T: `total_weights(weights_BT)` where it is known already.
+    """
+    if total_T is None:
+        total_T = total_weights(weights_BT)
     return (losses_BT * weights_BT).sum(dim=0) / total_T.clamp(min=torch.finfo(total_T.dtype).tiny)
 
 

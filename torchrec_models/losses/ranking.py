@@ -10,15 +10,21 @@ from torchrec_models.net import TrainingOutput
 from torchrec_models.schema import Task
 
 from .auxiliary import AuxiliaryLoss
-from .mean import LossOutput, at_least_float32, weighted_mean
+from .mean import LossOutput, at_least_float32, total_weights, weighted_mean
+from .weighting import FixedWeights, TaskWeighting
 
 
 class RankingLoss(nn.Module):
-    """Binary cross-entropy (binary tasks) or squared error (regression), summed over tasks with their `loss_weight`.
+    """Binary cross-entropy (binary tasks) or squared error (regression), summed over tasks with weights.
 
     Args:
         tasks: what is predicted.
         auxiliary: what a net adds to each task's loss while it trains, see `Net.auxiliary_losses`.
+        weighting: how the tasks' losses are summed; default: with their `loss_weight`.
+
+    Attributes:
+        shown: what a log should show of the last training step beside its losses: `auxiliary_<name>` [], what each auxiliary
+            loss added, and with several tasks `weight_<task>` [].
 
     Shapes:
         logits [B, T] (or the `TrainingOutput` of a net with branches), labels [B, T], weights [B, T] -> loss [],
@@ -29,36 +35,51 @@ class RankingLoss(nn.Module):
         ValueError: an auxiliary loss for binary tasks only, and a task that is a regression.
     """
 
-    def __init__(self, tasks: Sequence[Task], auxiliary: Sequence[AuxiliaryLoss] = ()) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], auxiliary: Sequence[AuxiliaryLoss] = (), *, weighting: TaskWeighting | None = None
+    ) -> None:
         super().__init__()
+        self.names = [t.name for t in tasks]
         self.binary = [t.kind == "binary" for t in tasks]
         for loss in auxiliary:
             if loss.binary_only and not all(self.binary):
                 names = ", ".join(t.name for t in tasks if t.kind != "binary")
                 raise ValueError(f"{type(loss).__name__} is for binary labels, and these are regressions: {names}")
         self.auxiliary = nn.ModuleList(auxiliary)
+        self.weighting = weighting or FixedWeights(tasks)
+        self.shown: dict[str, Tensor] = {}
         self.positive_weight_T: Tensor
-        self.loss_weight_T: Tensor
         self.register_buffer("positive_weight_T", torch.tensor([t.positive_weight for t in tasks]), persistent=False)
-        self.register_buffer("loss_weight_T", torch.tensor([t.loss_weight for t in tasks]), persistent=False)
 
     def forward(self, output: Tensor | TrainingOutput, labels_BT: Tensor, weights_BT: Tensor) -> LossOutput:
         if not isinstance(output, TrainingOutput):
             output = TrainingOutput(output, {})
         logits_BT = at_least_float32(output.logits_BT)
         weights_BT = weights_BT * torch.where(labels_BT > 0.5, self.positive_weight_T, 1.0)
+        total_T = total_weights(weights_BT)
         losses_BT = self._elementwise(logits_BT, labels_BT)
-        main_T = loss_T = weighted_mean(losses_BT, weights_BT)
+        main_T = loss_T = weighted_mean(losses_BT, weights_BT, total_T)
+        added: dict[str, Tensor] = {}
         if output.branches:
             output = TrainingOutput(logits_BT, {name: at_least_float32(z_BT) for name, z_BT in output.branches.items()})
 
             def criterion(logits_BT: Tensor, targets_BT: Tensor) -> Tensor:
-                return weighted_mean(self._elementwise(logits_BT, targets_BT), weights_BT)
+                return weighted_mean(self._elementwise(logits_BT, targets_BT), weights_BT, total_T)
 
             for auxiliary in self.auxiliary:
-                loss_T = loss_T + auxiliary(criterion, main_T, output, labels_BT)
-        loss = (loss_T * self.loss_weight_T).sum()
+                assert isinstance(auxiliary, AuxiliaryLoss)
+                added[auxiliary.name] = auxiliary(criterion, main_T, output, labels_BT)
+                loss_T = loss_T + added[auxiliary.name]
+        if self.training:
+            self._show(added)
+        loss = self.weighting(loss_T, total_T > 0)
         return loss, (losses_BT.detach(), logits_BT.detach(), labels_BT, weights_BT)
+
+    @torch.no_grad()
+    def _show(self, added: dict[str, Tensor]) -> None:
+        self.shown = {f"auxiliary_{name}": added_T.detach().sum() for name, added_T in added.items()}
+        if len(self.names) > 1:
+            self.shown |= {f"weight_{name}": w for name, w in zip(self.names, self.weighting.weights().unbind())}
 
     def _elementwise(self, logits_BT: Tensor, targets_BT: Tensor) -> Tensor:
         if all(self.binary):

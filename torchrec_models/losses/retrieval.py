@@ -34,6 +34,9 @@ class InBatchSoftmax(nn.Module):
         query [B, K], candidate [B, K], candidate ids [B] (table rows), weights [B, >= 1] -> loss [], (losses [B, 1], the
         positive's corrected score [B, 1], ones [B, 1], weights [B, 1]).
 
+    Attributes:
+        shown: what a log should show of the last training step beside its losses: `temperature` [], where it is learnt.
+
     Raises:
         ValueError: a temperature to learn that lies outside its bounds.
     """
@@ -55,6 +58,7 @@ class InBatchSoftmax(nn.Module):
         if learn_temperature and not low <= temperature <= high:
             raise ValueError(f"a learned temperature stays within [{low}, {high}]; it cannot start at {temperature}")
         self.temperature = temperature
+        self.shown: dict[str, Tensor] = {}
         self.log_q = log_q
         self.mask_hits = mask_hits
         self.step_size = step_size
@@ -89,6 +93,7 @@ class InBatchSoftmax(nn.Module):
             # not a clamp in the graph: its gradient outside the bounds is zero and would hold the temperature there
             with torch.no_grad():
                 self.log_temperature.clamp_(*map(math.log, self.TEMPERATURES))
+                self.shown = {"temperature": self.log_temperature.exp()}
         # [B, N] is large: scale and correct the vectors, so that one product makes the scores, and mask them in place
         query_BK = query_BK / self.log_temperature.exp()
         if self.log_q and self.training:
