@@ -28,6 +28,7 @@ class Case:
         learns_interactions: False for a net that adds up features one by one (LR).
         overfit: options for the overfitting test, where `options` are too small or too slow.
         learning_rate: of the overfitting test.
+        num_tasks: labels of the overfitting test: 2 for nets that refuse a single one.
         dim_per_task: tables as wide as there are tasks, for a net whose embeddings are weights (LR).
     """
 
@@ -39,6 +40,7 @@ class Case:
     overfit: Mapping[str, Any] = field(default_factory=dict)
     learning_rate: float = 0.02
     dim_per_task: bool = False
+    num_tasks: int = 1
 
     @property
     def schemas(self) -> list[str]:
@@ -61,6 +63,15 @@ AUTOINT_AUTHORS = {"qkv_relu": True, "qkv_bias": True, "scale": True, "layer_nor
 FINALMLP = {"mlp1_units": (16, 8), "mlp2_units": (12,), "gate_units": (6,), "num_heads": 2}
 WIDE_FINALMLP = {"mlp1_units": (128, 64), "mlp2_units": (128,), "gate_units": (32,)}
 
+ONE_LABEL = {name: "needs at least two labels" for name, schema in SCHEMAS.items() if len(schema.tasks) < 2}
+SMALL_DNN = {"name": "dnn", "hidden_units": (16,)}
+WIDE_DNN = {"name": "dnn", "hidden_units": (128,)}
+BOTTOM = {"bottom": SMALL_DNN, "bottom_width": 8, "tower_units": (6,)}
+WIDE_BOTTOM = {"bottom": WIDE_DNN, "bottom_width": 64, "tower_units": (64,)}
+EXPERT = {"expert": SMALL_DNN, "expert_width": 8, "tower_units": (6,)}
+WIDE_EXPERT = {"expert": WIDE_DNN, "expert_width": 64, "tower_units": (64,)}
+BUY_AFTER_CLICK = {"relations": {"buy": ("click",)}}
+
 CASES: dict[str, Case] = {
     "autoint": Case("autoint", {"num_layers": 2, "attention_width": 8, "wide": True}, {"attention_width": 128}, NO_FIELDS),
     "autoint_authors": Case(
@@ -75,17 +86,26 @@ CASES: dict[str, Case] = {
         {"attention_width": 128, **WIDE_UNITS},
         NO_FIELDS,
     ),
+    "dbmtl": Case("dbmtl", {**BOTTOM, **BUY_AFTER_CLICK, "batch_norm": True}, WIDE_BOTTOM, ONE_LABEL, num_tasks=2),
+    "dbmtl_experts": Case(
+        "dbmtl",
+        {**BOTTOM, **BUY_AFTER_CLICK, "num_experts": 2, "gate_units": (5,), "bottom": {"name": "deepfm", **UNITS}},
+        {"bottom_width": 64, "tower_units": (64,)},
+        ONE_LABEL,
+        overfit={"bottom": SMALL_DNN, "gate_units": ()},
+        num_tasks=2,
+    ),
     "dcnv2": Case("dcnv2", {**UNITS, "num_layers": 2, "batch_norm": True}, WIDE_UNITS),
+    "dcnv2_cross_only": Case(
+        "dcnv2",
+        {"cross": "mixture", "rank": 4, "num_experts": 3, "gate": "sigmoid", "shared_gate": True, "structure": "cross_only"},
+        {"rank": 16},
+    ),
     "dcnv2_low_rank": Case("dcnv2", {**UNITS, "cross": "low_rank", "rank": 4, "structure": "stacked"}, {"rank": 16, **WIDE_UNITS}),
     "dcnv2_mixture": Case(
         "dcnv2",
         {**UNITS, "cross": "mixture", "rank": 4, "num_experts": 2, "structure": "stacked_parallel"},
         {"rank": 16, **WIDE_UNITS},
-    ),
-    "dcnv2_cross_only": Case(
-        "dcnv2",
-        {"cross": "mixture", "rank": 4, "num_experts": 3, "gate": "sigmoid", "shared_gate": True, "structure": "cross_only"},
-        {"rank": 16},
     ),
     "deepfm": Case("deepfm", UNITS, WIDE_UNITS, NO_FIELDS),
     "deepfm_batch_norm": Case("deepfm", {**UNITS, "batch_norm": True}, WIDE_UNITS, NO_FIELDS),
@@ -97,6 +117,20 @@ CASES: dict[str, Case] = {
         NO_FIELDS,
     ),
     "dnn": Case("dnn", {**UNITS, "batch_norm": True}, WIDE_UNITS),
+    "esmm": Case(
+        "esmm",
+        {"net": {"name": "deepfm", **UNITS}},
+        {"net": {"name": "deepfm", **WIDE_UNITS}},
+        ONE_LABEL | {"tasks": "price is a regression"},
+        num_tasks=2,
+    ),
+    "esmm_shared": Case(
+        "esmm",
+        {"net": {"name": "mmoe", **EXPERT}, "share": True, "funnel": ("click", "buy")},
+        {"net": {"name": "mmoe", **WIDE_EXPERT}},
+        ONE_LABEL,
+        num_tasks=2,
+    ),
     "finalmlp": Case("finalmlp", {**FINALMLP, "mlp1_batch_norm": True, "mlp2_batch_norm": True}, WIDE_FINALMLP, NO_FIELDS),
     "finalmlp_context": Case(
         "finalmlp",
@@ -114,6 +148,24 @@ CASES: dict[str, Case] = {
     "masknet_serial": Case(
         "masknet", {"structure": "serial", "block_units": (16, 8)}, {"block_units": (64, 32), "reduction_ratio": 0.5}, NO_FIELDS
     ),
+    "mmoe": Case("mmoe", {**EXPERT, "num_experts": 2}, WIDE_EXPERT, ONE_LABEL, num_tasks=2),
+    "mmoe_of_branches": Case(
+        "mmoe",
+        {**EXPERT, "num_experts": 2, "gate_units": (5,), "expert": {"name": "qnn_alpha", "num_layers": 1}},
+        {"expert_width": 64, "tower_units": (64,)},
+        ONE_LABEL | {"tasks": "price"},
+        overfit={"expert": {"name": "qnn_alpha", **ONE_PASS}},
+        num_tasks=2,
+    ),
+    "ple": Case("ple", {**EXPERT, "level_units": ()}, WIDE_EXPERT, ONE_LABEL, num_tasks=2),
+    "ple_shared_gate": Case(
+        "ple",
+        {**EXPERT, "level_units": (7,), "num_task_experts": 2, "num_shared_experts": 2, "shared_gate": "shared"},
+        WIDE_EXPERT,
+        ONE_LABEL,
+        overfit={"expert_width": 16, "level_units": (), "gate_units": (8,)},
+        num_tasks=2,
+    ),
     "qnn_alpha": Case(
         "qnn_alpha", {"num_layers": 2, "batch_norm": True}, {"num_rows": 8}, {**NO_FIELDS, "tasks": "price"}, overfit=UNNORMED
     ),
@@ -121,4 +173,7 @@ CASES: dict[str, Case] = {
         "qnn_alpha", {"num_layers": 2, "num_heads": 2, "head_shuffle": True, **ONE_PASS}, {"num_rows": 8}, NO_FIELDS
     ),
     "recurrent": Case("recurrent", {"head": {"name": "dnn", **UNITS}}, {"head": {"name": "dnn", **WIDE_UNITS}}, NO_SEQUENCE),
+    "shared_bottom": Case(
+        "shared_bottom", {**BOTTOM, "bottom": {"name": "deepfm", **UNITS}}, WIDE_BOTTOM, ONE_LABEL, num_tasks=2
+    ),
 }

@@ -16,6 +16,7 @@ from torchrec_models.model import RankingTask, build
 from torchrec_models.net import Inputs, InputSpec, Net
 from torchrec_models.pipelines.data.rows import Rows
 from torchrec_models.ranking import NETS
+from torchrec_models.schema import Task
 
 each_case = pytest.mark.parametrize("case", CASES)
 each_case_and_schema = pytest.mark.parametrize(("case", "schema_name"), [(c, n) for c, one in CASES.items() for n in one.schemas])
@@ -141,17 +142,23 @@ def test_what_other_rows_hold_has_no_effect(case):
 
 
 def interaction_pairs(case: Case) -> tuple[RankingTask, Batch]:
-    """label = parity(a) xor parity(b), over all 64 pairs; where the net needs a history, b is the only event in it."""
+    """label = parity(a) xor parity(b), over all 64 pairs; where the net needs a history, b is the only event in it.
+
+    A second label, for nets that need one, is 1 where the first one is and a < 4, as a purchase follows a click.
+    """
     a, b = torch.cartesian_prod(torch.arange(8, dtype=torch.int32), torch.arange(8, dtype=torch.int32)).T
     labels = ((a + b) % 2).float()[:, None]
     torch.manual_seed(0)
-    if "pooled" in case.refuses:
+    if case.num_tasks == 2:
+        labels = torch.cat([labels, labels * (a[:, None] < 4)], dim=1)
+    if "history" in case.refuses.get("pooled", ""):
         features = [categorical("item"), sequence("history", table="item", max_len=2)]
         ids, lists = a[:, None], ((b.contiguous(), torch.arange(65)),)
     else:
         features, ids, lists = [categorical("a"), categorical("b")], torch.stack([a, b], dim=1), ()
-    schema = make_schema(features, num_rows=8, init_std=0.1)
-    batch = as_batch(schema, Rows(torch.empty(64, 0), ids, lists, labels, torch.ones(64, 1)))
+    tasks = [Task(name="click"), Task(name="buy")][: case.num_tasks]
+    schema = make_schema(features, num_rows=8, init_std=0.1, tasks=tasks)
+    batch = as_batch(schema, Rows(torch.empty(64, 0), ids, lists, labels, torch.ones(64, case.num_tasks)))
     return build(schema, case.name, {**case.options, **case.overfit}), batch
 
 
@@ -188,7 +195,7 @@ def test_initialises_on_meta(case):
     expected = NETS[name](spec, config)
     for key, value in net.named_parameters():
         other = expected.get_parameter(key)
-        if other.std() == 0:  # biases, and the weights and biases of norms
+        if other.std() == 0 or _is_identity(other):  # biases, and the weights and biases of norms
             assert torch.equal(value, other), key
         elif value.numel() < 64:  # too few to know their deviation
             assert (value != 7).all(), key
@@ -197,6 +204,10 @@ def test_initialises_on_meta(case):
             assert abs(value.std() / other.std() - 1) < 5 / value.numel() ** 0.5, key
     for key, value in net.named_buffers():
         assert torch.equal(value, expected.get_buffer(key)), key
+
+
+def _is_identity(weight: Tensor) -> bool:
+    return weight.dim() == 2 and torch.equal(weight, torch.eye(*weight.shape))
 
 
 def _reset_own(module: nn.Module) -> None:

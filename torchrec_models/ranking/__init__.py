@@ -3,26 +3,36 @@
 from torchrec_models.net import Net
 from torchrec_models.ranking.autoint import AutoInt
 from torchrec_models.ranking.behaviour import Recurrent
+from torchrec_models.ranking.dbmtl import DBMTL
 from torchrec_models.ranking.dcnv2 import DCNv2
 from torchrec_models.ranking.deepfm import DeepFM
 from torchrec_models.ranking.dlrm import DLRM
 from torchrec_models.ranking.dnn import DNN
+from torchrec_models.ranking.esmm import ESMM
 from torchrec_models.ranking.finalmlp import FinalMLP
 from torchrec_models.ranking.fm import FM
 from torchrec_models.ranking.lr import LR
 from torchrec_models.ranking.masknet import MaskNet
+from torchrec_models.ranking.mmoe import MMoE
+from torchrec_models.ranking.ple import PLE
 from torchrec_models.ranking.qnn_alpha import QNNAlpha
+from torchrec_models.ranking.shared_bottom import SharedBottom
 
 NETS: dict[str, type[Net]] = {
     "autoint": AutoInt,
+    "dbmtl": DBMTL,
     "dcnv2": DCNv2,
     "deepfm": DeepFM,
     "dlrm": DLRM,
     "dnn": DNN,
+    "esmm": ESMM,
     "finalmlp": FinalMLP,
     "fm": FM,
     "lr": LR,
     "masknet": MaskNet,
+    "mmoe": MMoE,
+    "ple": PLE,
     "qnn_alpha": QNNAlpha,
     "recurrent": Recurrent,
+    "shared_bottom": SharedBottom,
 }
