@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -115,6 +115,12 @@ class ServedModel:
         if not self.tasks:
             raise HttpError(400, f"model {self.name!r} is a retriever: it recommends (POST /recommend), it does not score rows")
         return self.main
+
+    @property
+    def main_examples(self) -> list[dict[str, Any]]:
+        """Raw rows for the main graph that travel with the bundle."""
+        name = "model" if "model" in self.graphs else "query"
+        return self.bundle.examples.get(name, {}).get("rows", [])
 
     @property
     def vector_width(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
@@ -21,10 +22,13 @@ from .messages import Route
 from .metrics import Labels, Metrics
 from .models import Deployment, Models
 from .oip import oip_routes
+from .openapi import openapi
+from .page import page_routes
 from .predict import predict_routes
 from .status import OPEN_PATHS, status_routes
 
 log = logging.getLogger(__name__)
+_BACKLOG = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +124,24 @@ class Worker:
         self.models = load_models(options, self.metrics)
         self._tasks: list[asyncio.Task[None]] = []
         self._reloader: Reloader | None = None
+        served_version = version("torchrec-models")
+
+        def document() -> dict[str, Any]:
+            return openapi(
+                self.models,
+                served_version,
+                options.max_rows,
+                needs_token=bool(options.token),
+                more_paths=[r for r in self.app.routes if not r.path.startswith("/models/{name}/")],
+            )
+
         self.app: App = App(
             [
+                *page_routes(self.models, document),
                 *predict_routes(self.models, max_rows=options.max_rows),
                 *oip_routes(
                     self.models,
-                    server_version=version("torchrec-models"),
+                    server_version=served_version,
                     max_rows=options.max_rows,
                     is_ready=lambda: not self.app.draining,
                 ),
@@ -249,9 +265,10 @@ def serve(options: ServeOptions) -> None:
             date_header=False,
             ssl_certfile=options.certificate,
             ssl_keyfile=options.key,
-            backlog=2048,
+            backlog=_BACKLOG,
         )
         socket = config.bind_socket()
+        socket.listen(_BACKLOG)  # from here on callers wait instead of being turned away
         host, port = socket.getsockname()[:2]
         scheme = "https" if config.is_ssl else "http"
         log.info("serving %s on %s://%s:%d", ", ".join(dict.fromkeys(o.name for o in options.bundles)), scheme, host, port)

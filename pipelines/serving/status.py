@@ -7,7 +7,7 @@ from .messages import HttpError, Request, Response, Route, encode_json
 if TYPE_CHECKING:
     from .server import Worker
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})  # asked by machines that hold no token
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})  # asked by machines that hold no token
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
 
