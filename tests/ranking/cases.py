@@ -58,7 +58,6 @@ WIDE_UNITS = {"hidden_units": (256, 128)}
 ONE_PASS = {"self_ensemble": False, "dropout": 0.0}
 UNNORMED = {**ONE_PASS, "batch_norm": False}
 
-
 AUTOINT_AUTHORS = {"qkv_relu": True, "qkv_bias": True, "scale": True, "layer_norm": "post_relu", "residual": "project"}
 FINALMLP = {"mlp1_units": (16, 8), "mlp2_units": (12,), "gate_units": (6,), "num_heads": 2}
 WIDE_FINALMLP = {"mlp1_units": (128, 64), "mlp2_units": (128,), "gate_units": (32,)}
@@ -71,6 +70,10 @@ WIDE_BOTTOM = {"bottom": WIDE_DNN, "bottom_width": 64, "tower_units": (64,)}
 EXPERT = {"expert": SMALL_DNN, "expert_width": 8, "tower_units": (6,)}
 WIDE_EXPERT = {"expert": WIDE_DNN, "expert_width": 64, "tower_units": (64,)}
 BUY_AFTER_CLICK = {"relations": {"buy": ("click",)}}
+
+HEAD = {"head": {"name": "dnn", **UNITS}}
+WIDE_HEAD = {"head": {"name": "dnn", **WIDE_UNITS}}
+UNDROPPED = {"interaction_dropout": 0.0, "attention_dropout": 0.0}
 
 CASES: dict[str, Case] = {
     "autoint": Case("autoint", {"num_layers": 2, "attention_width": 8, "wide": True}, {"attention_width": 128}, NO_FIELDS),
@@ -86,6 +89,41 @@ CASES: dict[str, Case] = {
         {"attention_width": 128, **WIDE_UNITS},
         NO_FIELDS,
     ),
+    "bst": Case("bst", {"encoder": {"num_layers": 2, "num_heads": 4}, **HEAD}, WIDE_HEAD, NO_HISTORY),
+    "bst_mean": Case(
+        "bst",
+        {"encoder": {"pooling": "mean", "layer_norm": False, "causal": True, "position_width": 4}, **HEAD, "product": False},
+        WIDE_HEAD,
+        NO_HISTORY,
+    ),
+    "dare_both": Case(
+        "dare",
+        {
+            "encoder": {
+                "shared_tables": True,
+                "query": "both",
+                "num_recent": 2,
+                "time_constant": 2.0,
+                "top_k": 3,
+                "position_width": 3,
+            },
+            **HEAD,
+            "auxiliary_units": (8,),
+        },
+        {"encoder": {"shared_tables": True, "query": "both"}, **WIDE_HEAD},
+        NO_HISTORY,
+    ),
+    "dare_qnn": Case(
+        "dare",
+        {
+            "encoder": {"shared_tables": True, "query": "recent", "top_k": 2, "scale": "whole"},
+            "head": {"name": "qnn_alpha", "num_layers": 2},
+            "auxiliary_units": (8,),
+        },
+        {"encoder": {"shared_tables": True}, "head": {"name": "qnn_alpha", "num_rows": 8}, "auxiliary_units": (64,)},
+        NO_HISTORY,
+        overfit={"encoder": {"shared_tables": True}, **HEAD},
+    ),
     "dbmtl": Case("dbmtl", {**BOTTOM, **BUY_AFTER_CLICK, "batch_norm": True}, WIDE_BOTTOM, ONE_LABEL, num_tasks=2),
     "dbmtl_experts": Case(
         "dbmtl",
@@ -96,19 +134,36 @@ CASES: dict[str, Case] = {
         num_tasks=2,
     ),
     "dcnv2": Case("dcnv2", {**UNITS, "num_layers": 2, "batch_norm": True}, WIDE_UNITS),
-    "dcnv2_cross_only": Case(
-        "dcnv2",
-        {"cross": "mixture", "rank": 4, "num_experts": 3, "gate": "sigmoid", "shared_gate": True, "structure": "cross_only"},
-        {"rank": 16},
-    ),
     "dcnv2_low_rank": Case("dcnv2", {**UNITS, "cross": "low_rank", "rank": 4, "structure": "stacked"}, {"rank": 16, **WIDE_UNITS}),
     "dcnv2_mixture": Case(
         "dcnv2",
         {**UNITS, "cross": "mixture", "rank": 4, "num_experts": 2, "structure": "stacked_parallel"},
         {"rank": 16, **WIDE_UNITS},
     ),
+    "dcnv2_cross_only": Case(
+        "dcnv2",
+        {"cross": "mixture", "rank": 4, "num_experts": 3, "gate": "sigmoid", "shared_gate": True, "structure": "cross_only"},
+        {"rank": 16},
+    ),
     "deepfm": Case("deepfm", UNITS, WIDE_UNITS, NO_FIELDS),
     "deepfm_batch_norm": Case("deepfm", {**UNITS, "batch_norm": True}, WIDE_UNITS, NO_FIELDS),
+    "din": Case(
+        "din",
+        {"encoder": {"attention_units": (6, 5)}, **HEAD},
+        {"encoder": {"attention_units": (64, 32)}, **WIDE_HEAD},
+        NO_HISTORY,
+        overfit={"encoder": {"activation": "prelu"}},  # Dice's running statistics need more steps than this test takes
+    ),
+    "din_softmax": Case(
+        "din",
+        {
+            "encoder": {"attention_units": (6,), "softmax": True, "scale": True, "activation": "prelu"},
+            "head": {"name": "deepfm", **UNITS},
+            "product": False,
+        },
+        {"encoder": {"attention_units": (64,), "activation": "sigmoid"}, **WIDE_HEAD},
+        NO_HISTORY,
+    ),
     "dlrm": Case("dlrm", {"bottom_units": (8,), "top_units": (16, 8)}, {"bottom_units": (64,), "top_units": (256, 128)}, NO_FIELDS),
     "dlrm_cat": Case(
         "dlrm",
@@ -131,16 +186,37 @@ CASES: dict[str, Case] = {
         ONE_LABEL,
         num_tasks=2,
     ),
+    "feseq": Case(
+        "feseq",
+        {"encoder": {**UNDROPPED, "attention_width": 6, "candidate_layers": 1}, **HEAD},
+        {"encoder": {"attention_width": 64}, **WIDE_HEAD},
+        NO_HISTORY,
+    ),
+    "feseq_mean": Case(
+        "feseq",
+        {"encoder": {**UNDROPPED, "context": (), "interaction_layers": 0, "pooling": "mean", "causal": False}, **HEAD},
+        WIDE_HEAD,
+        NO_HISTORY,
+    ),
     "finalmlp": Case("finalmlp", {**FINALMLP, "mlp1_batch_norm": True, "mlp2_batch_norm": True}, WIDE_FINALMLP, NO_FIELDS),
     "finalmlp_context": Case(
         "finalmlp",
         {**FINALMLP, "gate1_context": ("user",), "gate2_context": ("item", "user"), "context_in_streams": False},
         WIDE_FINALMLP,
-        dict.fromkeys(set(SCHEMAS) - {"everything", "target_and_history", "dense"}, "gate2_context name features; given") | NO_FIELDS,
+        dict.fromkeys(set(SCHEMAS) - {"everything", "target_and_history", "dense"}, "gate2_context name features; given")
+        | NO_FIELDS,
         overfit={"gate1_context": ("item",), "gate2_context": (), "context_in_streams": True},
     ),
     "finalmlp_ungated": Case("finalmlp", {**FINALMLP, "gates": False}, WIDE_FINALMLP, NO_FIELDS),
     "fm": Case("fm", {}, refuses=NO_FIELDS),
+    "hstu": Case("hstu", {"encoder": {"num_heads": 2}, **HEAD}, WIDE_HEAD, NO_HISTORY, learning_rate=0.005),
+    "hstu_production": Case(
+        "hstu",
+        {"encoder": {"variant": "production", "num_heads": 2, "head_width": 3}, **HEAD},
+        {"encoder": {"variant": "production", "head_width": 32}, **WIDE_HEAD},
+        NO_HISTORY,
+        learning_rate=0.005,
+    ),
     "lr": Case("lr", {}, learns_interactions=False, dim_per_task=True),
     "masknet_parallel": Case(
         "masknet", {"block_units": (6, 5), **UNITS}, {"block_units": (64, 32), "hidden_units": (256, 128)}, NO_FIELDS
@@ -173,7 +249,20 @@ CASES: dict[str, Case] = {
         "qnn_alpha", {"num_layers": 2, "num_heads": 2, "head_shuffle": True, **ONE_PASS}, {"num_rows": 8}, NO_FIELDS
     ),
     "recurrent": Case("recurrent", {"head": {"name": "dnn", **UNITS}}, {"head": {"name": "dnn", **WIDE_UNITS}}, NO_SEQUENCE),
+    "sdim": Case("sdim", {"encoder": {"num_signatures": 4, "num_bits": 2}, **HEAD}, WIDE_HEAD, NO_HISTORY),
     "shared_bottom": Case(
         "shared_bottom", {**BOTTOM, "bottom": {"name": "deepfm", **UNITS}}, WIDE_BOTTOM, ONE_LABEL, num_tasks=2
+    ),
+    "sim": Case(
+        "sim",
+        {"encoder": {"top_k": 3, "attention_width": 6, "num_heads": 2}, **HEAD, "product": True, "auxiliary_units": (8,)},
+        {"encoder": {"attention_width": 64}, **WIDE_HEAD},
+        NO_HISTORY,
+    ),
+    "sim_short": Case(
+        "sim",
+        {"encoder": {"top_k": 2, "attention_width": 4, "num_recent": 2}, **HEAD, "auxiliary_units": (8,)},
+        {"encoder": {"attention_width": 64, "num_recent": 2}, **WIDE_HEAD},
+        NO_HISTORY,
     ),
 }

@@ -37,7 +37,7 @@ class InteractingLayer(nn.Module):
         dropout: of the attention weights.
 
     Shapes:
-        [B, N, E] -> [B, N, A].
+        [B, N, E] -> [B, N, A]; or groups of vectors that do not see each other, [B, G, N, E] -> [B, G, N, A].
 
     Raises:
         ValueError: a width that `num_heads` does not divide; `residual: identity` between different widths.
@@ -88,7 +88,7 @@ class InteractingLayer(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             scale=self.scale,
         )
-        out_BNA = out_BHNW.transpose(1, 2).flatten(2)
+        out_BNA = out_BHNW.unflatten(1, (*x_BNE.shape[1:-2], self.num_heads)).transpose(-2, -3).flatten(-2)
         if self.residual == "project":
             out_BNA = out_BNA + projected_residual[0]
         elif self.residual == "identity":
@@ -96,5 +96,5 @@ class InteractingLayer(nn.Module):
         return self.norm_after(F.relu(self.norm_before(out_BNA)))
 
     def _heads(self, x_BNA: Tensor) -> Tensor:
-        """[B, N, A] -> [B, H, N, W]."""
-        return x_BNA.unflatten(2, (self.num_heads, self.head_width)).transpose(1, 2)
+        """[B, N, A] -> [B, H, N, W]. Groups count as heads: fused kernels on GPUs take at most 65,535 as the first size."""
+        return x_BNA.unflatten(-1, (self.num_heads, self.head_width)).transpose(-2, -3).flatten(1, -3)

@@ -2,7 +2,7 @@
 
 from torchrec_models.net import Net
 from torchrec_models.ranking.autoint import AutoInt
-from torchrec_models.ranking.behaviour import Recurrent
+from torchrec_models.ranking.behaviour import BST, DARE, DIN, HSTU, SDIM, SIM, FESeq, Recurrent
 from torchrec_models.ranking.dbmtl import DBMTL
 from torchrec_models.ranking.dcnv2 import DCNv2
 from torchrec_models.ranking.deepfm import DeepFM
@@ -20,19 +20,26 @@ from torchrec_models.ranking.shared_bottom import SharedBottom
 
 NETS: dict[str, type[Net]] = {
     "autoint": AutoInt,
+    "bst": BST,
+    "dare": DARE,
     "dbmtl": DBMTL,
     "dcnv2": DCNv2,
     "deepfm": DeepFM,
+    "din": DIN,
     "dlrm": DLRM,
     "dnn": DNN,
     "esmm": ESMM,
+    "feseq": FESeq,
     "finalmlp": FinalMLP,
     "fm": FM,
+    "hstu": HSTU,
     "lr": LR,
     "masknet": MaskNet,
     "mmoe": MMoE,
     "ple": PLE,
     "qnn_alpha": QNNAlpha,
     "recurrent": Recurrent,
+    "sdim": SDIM,
     "shared_bottom": SharedBottom,
+    "sim": SIM,
 }
