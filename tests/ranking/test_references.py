@@ -1,4 +1,4 @@
-"""Numbers of other people's code and tables. Weights and inputs are fixed waves, so that anyone can make the numbers again.
+"""Numbers of other people's code and tables, by `reference.py`.
 
 DeepFM: reczoo/FuxiCTR of 2026-06-05, `FactorizationMachine`, `FeatureEmbedding` and `MLP_Block` put together as in
 `model_zoo/DeepFM/DeepFM_torch/src/DeepFM.py`, the bias of its first-order part at 0 (ours is the MLP's output bias).
@@ -7,19 +7,10 @@ Both were run in float64 with the weights copied; with random weights outputs an
 """
 
 import pytest
-import torch
-from fixtures import categorical, make_schema
-from torch import Tensor
-from torch.nn import functional as F
+from reference import assert_equals_reference, frappe_schema
 
 from torchrec_models.model import build
-from torchrec_models.net import FieldSpec, Inputs, InputSpec, Net
-from torchrec_models.ranking import NETS
-from torchrec_models.schema import Schema, Table
 
-LABELS_B1 = torch.tensor([[1.0], [0.0], [0.0], [1.0]], dtype=torch.float64)
-
-# per parameter or input: sum(gradient * wave(0.3))
 CASES = {
     "deepfm": {
         "name": "deepfm",
@@ -83,60 +74,9 @@ CASES = {
 }
 
 
-def wave(*shape: int, phase: float) -> Tensor:
-    """0.5 sin(phase + 1.7 n), n = 0, 1, ... in row-major order."""
-    n = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return 0.5 * torch.sin(phase + 1.7 * n).reshape(shape)
-
-
-def wavy(case: dict) -> tuple[Net, Inputs]:
-    """Parameter i in alphabetic order is wave(i); the inputs are waves 20, 21, 22. Embedding width 4, 4 rows."""
-    cls, num_fields = NETS[case["name"]], case["num_fields"]
-    spec = InputSpec(tuple("xyz"[: case["num_dense"]]), tuple(FieldSpec(n, 4) for n in "abcd"[:num_fields]), ())
-    net = cls(spec, cls.Config(**case["options"])).double()
-    with torch.no_grad():
-        for i, (_, parameter) in enumerate(sorted(net.named_parameters())):
-            parameter.copy_(wave(*parameter.shape, phase=i))
-    first_BF = wave(4, num_fields if net.first_order else 0, phase=21).requires_grad_()
-    return net, Inputs(wave(4, spec.num_dense, phase=22), wave(4, 4 * num_fields, phase=20).requires_grad_(), first_BF, {})
-
-
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_outputs_and_gradients_of_the_reference(case):
-    net, inputs = wavy(case)
-    logits_B1 = net(inputs)
-    F.binary_cross_entropy_with_logits(logits_B1, LABELS_B1).backward()
-    if "logits" in case:
-        assert logits_B1[:, 0].tolist() == pytest.approx(case["logits"], abs=1e-10)
-    else:
-        assert logits_B1.sigmoid()[:, 0].tolist() == pytest.approx(case["probabilities"], abs=1e-10)
-    found = {name: p.grad for name, p in net.named_parameters()} | {"fields_BC": inputs.fields_BC.grad}
-    if net.first_order:
-        found["first_order_BF"] = inputs.first_order_BF.grad
-    sums = {name: float((gradient * wave(*gradient.shape, phase=0.3)).sum()) for name, gradient in found.items()}
-    assert sums == pytest.approx(case["gradients"], abs=1e-10)
-
-
-# different values per column of the training split of Frappe, BARS frappe_x1; 5,379 in all
-FRAPPE = {
-    "user": 954,
-    "item": 4082,
-    "daytime": 7,
-    "weekday": 7,
-    "isweekend": 2,
-    "homework": 3,
-    "cost": 2,
-    "weather": 9,
-    "country": 80,
-    "city": 233,
-}
-
-
-def frappe_schema() -> Schema:
-    """Ten tables of known ids and an out-of-vocabulary row each, width 10."""
-    base = make_schema([categorical(name) for name in FRAPPE])
-    tables = tuple(Table(name=name, num_rows=1 + count, dim=10) for name, count in FRAPPE.items())
-    return Schema(features=base.features, tables=tables, tasks=base.tasks)
+    assert_equals_reference(case)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +84,20 @@ def frappe_schema() -> Schema:
     [
         ("deepfm", {"hidden_units": (400, 400, 400), "batch_norm": True}, 423_280),
         ("dlrm", {"interaction": "cat", "top_units": (400, 400, 400), "batch_norm": True}, 417_891),
+        ("masknet", {"block_units": (50, 50, 50), "embedding_layer_norm": False}, 571_691),
+        ("autoint", {"num_layers": 6, "num_heads": 4, "attention_width": 128}, 306_051),
+        (
+            "autoint",
+            {
+                "num_layers": 5,
+                "num_heads": 4,
+                "attention_width": 128,
+                "layer_norm": "pre_relu",
+                "hidden_units": (400, 400, 400),
+                "batch_norm": True,
+            },
+            622_180,
+        ),
     ],
 )
 def test_number_of_parameters_published_for_frappe(name, options, published):
