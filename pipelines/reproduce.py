@@ -131,7 +131,8 @@ def reproduce(
             stop.set()
             raise
         bar.update()
-        bar.write(f"{net} seed {seed}: AUC {found['auc']:.5f}, log loss {found['log_loss']:.5f}, {found['minutes']:.1f} minutes")
+        said = f"{net} seed {seed}: AUC {found['auc']:.5f}, log loss {found['log_loss']:.5f}, {found['minutes']:.1f} minutes"
+        bar.write(said, file=sys.stderr)
         return found
 
     with ThreadPoolExecutor(max_workers=jobs) as pool:

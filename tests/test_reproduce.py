@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         raw["data"]["test"] = str(folder / "test.parquet")
         raw["train"]["epochs"] = 1
         (folder / f"{net}.yaml").write_text(yaml.safe_dump(raw))
-    (folder / "published.yaml").write_text(yaml.safe_dump(PUBLISHED))
+    (folder / "published.yaml").write_text(yaml.safe_dump(PUBLISHED, sort_keys=False))
     return folder
 
 
