@@ -50,7 +50,7 @@ class Dice(nn.Module):
         mean_C = (x_NC * weights_N1).sum(dim=0) / count.clamp(min=1)
         variance_C = ((x_NC - mean_C).square() * weights_N1).sum(dim=0) / count.clamp(min=1)
         with torch.no_grad():
-            step = MOMENTUM * (count > 0)  # a batch of empty histories teaches nothing
+            step = MOMENTUM * (count > 0).to(count.dtype)  # a batch of empty histories teaches nothing
             self.mean_C.lerp_(mean_C.detach(), step)
             self.variance_C.lerp_(variance_C.detach() * count / (count - 1).clamp(min=1), step)
         return mean_C, variance_C
