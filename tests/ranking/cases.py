@@ -55,6 +55,7 @@ class Case:
 
 UNITS = {"hidden_units": (16, 8)}
 WIDE_UNITS = {"hidden_units": (256, 128)}
+DCNV3 = {"num_deep_layers": 2, "num_shallow_layers": 2, "deep_dropout": 0.0, "shallow_dropout": 0.0}
 ONE_PASS = {"self_ensemble": False, "dropout": 0.0}
 UNNORMED = {**ONE_PASS, "batch_norm": False}
 
@@ -144,6 +145,10 @@ CASES: dict[str, Case] = {
         "dcnv2",
         {"cross": "mixture", "rank": 4, "num_experts": 3, "gate": "sigmoid", "shared_gate": True, "structure": "cross_only"},
         {"rank": 16},
+    ),
+    "dcnv3": Case("dcnv3", DCNV3, {}, NO_FIELDS),
+    "dcnv3_ecn_heads": Case(
+        "dcnv3", {**DCNV3, "structure": "ecn", "num_heads": 2, "layer_norm": False, "batch_norm": True}, {}, NO_FIELDS
     ),
     "deepfm": Case("deepfm", UNITS, WIDE_UNITS, NO_FIELDS),
     "deepfm_batch_norm": Case("deepfm", {**UNITS, "batch_norm": True}, WIDE_UNITS, NO_FIELDS),

@@ -1,12 +1,13 @@
-"""Cross networks of DCN v2: `x_{l+1} = x_0 * (W_l x_l + b_l) + x_l`, of order l + 1 in the input.
+"""Cross networks of DCN v2: `x_{l+1} = x_0 * (W_l x_l + b_l) + x_l`, of order l + 1 in the input; the masked step of DCN v3.
 
-Wang et al., WWW 2021, arXiv 2008.13535. Shapes: B batch, D width, R rank, K experts.
+Wang et al., WWW 2021, arXiv 2008.13535; Li et al. 2024, arXiv 2407.13349. Shapes: B batch, D width, R rank, K experts.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import Function, once_differentiable
 
 from .linear import Linear
 from .mlp import ACTIVATIONS
@@ -130,3 +131,47 @@ class _Experts(nn.Module):
         inner_BKR = self.activation(torch.einsum("bkr,ksr->bks", inner_BKR, self.c_KRR))
         crossed_BD = (inner_BKR * weights_BK[:, :, None]).flatten(1) @ self.u_KRD.flatten(0, 1)
         return crossed_BD + weights_BK.sum(dim=1, keepdim=True) * self.bias_D
+
+
+def masked_cross(first: Tensor | None, x: Tensor, crossing: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+    """`first * ([crossing; crossing * mask] + bias) + x`, with x in the place of `first` where that is None (DCN v3).
+
+    The parts are written into the two halves of the result, never joined, and backward makes them again instead of keeping
+    them. Under torch.compile it is the formula itself, which the compiler fuses.
+
+    Shapes:
+        first, x: [..., D]; crossing, mask: [..., D / 2]; bias: [D] -> [..., D].
+    """
+    if torch.compiler.is_compiling():
+        gate = torch.cat([crossing, crossing * mask], dim=-1) + bias
+        return (x if first is None else first) * gate + x
+    return _MaskedCross.apply(first, x, crossing, mask, bias)
+
+
+class _MaskedCross(Function):
+    @staticmethod
+    def forward(ctx: Any, first: Tensor | None, x: Tensor, crossing: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+        ctx.squares = first is None
+        ctx.save_for_backward(x if first is None else first, crossing, mask, bias)
+        gate = _gate(torch.empty_like(x), crossing, mask, bias + 1 if first is None else bias)
+        return gate.mul_(x) if first is None else torch.addcmul(x, first, gate, out=gate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        factor, crossing, mask, bias = ctx.saved_tensors
+        grad_factor = _gate(torch.empty_like(factor), crossing, mask, bias + 1 if ctx.squares else bias).mul_(grad)
+        grad_gate = grad * factor
+        left, right = grad_gate.chunk(2, dim=-1)
+        grad_bias = grad_gate.flatten(0, -2).sum(dim=0)
+        grads = torch.addcmul(left, right, mask), right * crossing, grad_bias
+        return (None, grad_factor, *grads) if ctx.squares else (grad_factor, grad, *grads)
+
+
+def _gate(out: Tensor, crossing: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+    """Fills `out` with `[crossing; crossing * mask] + bias`."""
+    left, right = out.chunk(2, dim=-1)
+    bias_left, bias_right = bias.chunk(2)
+    torch.add(crossing, bias_left, out=left)
+    torch.addcmul(bias_right, crossing, mask, out=right)
+    return out

@@ -5,6 +5,7 @@ from torchrec_models.ranking.autoint import AutoInt
 from torchrec_models.ranking.behaviour import BST, DARE, DIN, HSTU, SDIM, SIM, FESeq, Recurrent
 from torchrec_models.ranking.dbmtl import DBMTL
 from torchrec_models.ranking.dcnv2 import DCNv2
+from torchrec_models.ranking.dcnv3 import DCNv3
 from torchrec_models.ranking.deepfm import DeepFM
 from torchrec_models.ranking.dlrm import DLRM
 from torchrec_models.ranking.dnn import DNN
@@ -24,6 +25,7 @@ NETS: dict[str, type[Net]] = {
     "dare": DARE,
     "dbmtl": DBMTL,
     "dcnv2": DCNv2,
+    "dcnv3": DCNv3,
     "deepfm": DeepFM,
     "din": DIN,
     "dlrm": DLRM,
