@@ -1,4 +1,5 @@
 # make demo    set up, then train DeepFM on MovieLens-100K         make test    set up, then run all tests
+# make demo-bid   set up, then from a log of auctions to a running OpenRTB bidder
 # make setup   only .venv                                          make lint    ruff and mypy
 # make clean   remove .venv and the tools' caches; data and runs stay
 #
@@ -14,11 +15,14 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 STAMP := .venv/ready-$(TARGET)
 
-.PHONY: demo test setup lint clean
+.PHONY: demo demo-bid test setup lint clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
 	$(BIN)/trm demo $(DEMO_ARGS)
+
+demo-bid: $(STAMP)
+	$(BIN)/trm demo-bid $(DEMO_ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

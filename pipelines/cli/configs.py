@@ -1,4 +1,4 @@
-"""Verbs that look at configs and models: check, schema, list, demo."""
+"""Verbs that look at configs and models: check, schema, list, demo, demo-bid."""
 
 import argparse
 import json
@@ -22,6 +22,10 @@ def add(verbs: argparse._SubParsersAction) -> None:
 def add_demo(verbs: argparse._SubParsersAction) -> None:
     demo = add_verb(verbs, "demo", _demo, "MovieLens-100K from download to result, in a few minutes")
     demo.add_argument("--data-dir", type=Path, help="folder with ml-100k.inter, .item and .user, if you have them")
+
+    bid = add_verb(verbs, "demo-bid", _demo_bid, "from a log of auctions to a running OpenRTB bidder, in three minutes")
+    bid.add_argument("--data-dir", type=Path, help="folder with train.log.txt and test.log.txt of an iPinYou campaign")
+    bid.add_argument("--requests", type=int, default=10_000, help="bid requests to send to the server (default: 10000)")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -60,3 +64,9 @@ def _demo(args: argparse.Namespace) -> None:
     from torchrec_models.pipelines.demo import demo
 
     demo(data_dir=args.data_dir)
+
+
+def _demo_bid(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines.demo_bid import demo_bid
+
+    demo_bid(data_dir=args.data_dir, num_requests=args.requests)

@@ -134,6 +134,38 @@ def over_steps(
         return _svg(figure, name)
 
 
+def market_prices(p: NDArray, market: NDArray, *, slope: float, name: str) -> str:
+    """Bids on the line slope * P(click), and what such impressions cost: median and middle half of market prices, in equal bins."""
+    parts = np.array_split(np.argsort(p, kind="stable"), 20)
+    centre = [float(p[part].mean()) for part in parts]
+    low, middle, high = (np.array([np.quantile(market[part], q) for part in parts]) for q in (0.25, 0.5, 0.75))
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes("predicted P(click)", "price per thousand impressions")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.fill_between(centre, low, high, color=BASE, alpha=0.18, linewidth=0)
+        axes.plot(centre, middle, color=BASE, linewidth=1.2, label="market price (median, middle half)")
+        axes.plot(centre, slope * np.array(centre), color=MODEL, marker="o", markersize=3.5, linewidth=1.6, label="our bid")
+        axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+        axes.legend(loc="upper left")
+        return _svg(figure, name)
+
+
+def two_by_group(
+    groups: Sequence[str], first: Sequence[float], second: Sequence[float], labels: tuple[str, str], *, name: str
+) -> str:
+    """Bars of two kinds side by side."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes("", "")
+        at = np.arange(len(groups))
+        axes.bar(at - 0.2, first, 0.38, color=MODEL, label=labels[0])
+        axes.bar(at + 0.2, second, 0.38, color=BASE, label=labels[1])
+        axes.set_xticks(at, list(groups))
+        axes.grid(axis="x", visible=False)
+        axes.legend(loc="best")
+        return _svg(figure, name)
+
+
 def _thinned(values: Sequence[float], most: int = 400) -> NDArray[np.float64]:
     """At most `most` means of neighbours: a long run's log would make a page of megabytes that shows no more."""
     return np.array([part.mean() for part in np.array_split(np.asarray(values, dtype=np.float64), min(len(values), most))])
