@@ -183,7 +183,7 @@ class BilinearPooling(nn.Module):
         self.key = Linear(width, attention_width, bias=False)
         self.value = Linear(width, attention_width, bias=False)
         self.out = Linear(attention_width, width)
-        self.prelu = nn.PReLU()
+        self.prelu = nn.PReLU(init=0.1)  # of the authors' code
         self.kernel = nn.Parameter(torch.empty(attention_width, attention_width))
         self.dropout = dropout
         self.attention_dropout = attention_dropout
