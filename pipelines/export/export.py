@@ -27,10 +27,13 @@ import torch
 from torchrec_models.model import Ranker, Retriever
 from torchrec_models.schema import Schema, Side
 
+from ..calibration import Affine, Calibration
 from ..data.transforms import Transforms
 from ..serving.bundle import Graph
 from ..serving.bundle_files import CONFIG, EXAMPLES, check_free, publish, write_manifest
+from ..serving.index import INDEX
 from ..serving.slots import SlotLayout
+from .candidates import candidate_index
 from .graph import RankingGraph, TowerGraph
 from .parity import ParityError, ParityReport, check_parity, examples, reference_answers
 
@@ -50,7 +53,9 @@ def export(
     parity_rows: int = 1000,
     tolerance: float = 1e-5,
     source: Mapping[str, Any] | None = None,
+    calibration: Calibration | None = None,
     overwrite: bool = False,
+    candidates: pa.Table | None = None,
 ) -> ParityReport:
     """Writes a bundle folder; docs/bundle.md describes it.
 
@@ -64,7 +69,9 @@ def export(
         metrics: evaluation results, kept in the manifest.
         tolerance: the largest difference allowed, see `ParityReport`.
         source: where the model came from (run, step), kept in the manifest.
+        calibration: of a ranker's binary tasks, put between logits and probabilities.
         overwrite: replace a bundle that stands at `out`.
+        candidates: raw rows of a retriever's candidates, each once; their vectors become the bundle's index.
 
     Raises:
         ValueError: if `out` is taken, the transforms are not the model's, or there are no rows; a `ParityError` if an answer
@@ -94,12 +101,15 @@ def export(
     try:
         transforms.save(folder)
         (folder / CONFIG).write_text(config_text)
-        specs = _write_graphs(model, folder)
+        affine = calibration.tasks if calibration else {}
+        specs = _write_graphs(model, folder, affine)
         saved = Transforms.load(folder)
         graphs = {name: Graph(folder, spec, saved) for name, spec in specs.items()}
-        parity = check_parity(reference_answers(model, transforms, rows), graphs, rows, tolerance=tolerance)
+        parity = check_parity(reference_answers(model, transforms, rows, calibration=affine), graphs, rows, tolerance=tolerance)
         samples = examples(graphs, rows, tolerance=tolerance)
         (folder / EXAMPLES).write_text(json.dumps(samples, indent=1, allow_nan=False) + "\n")
+        if candidates is not None:
+            candidate_index(graphs["candidate"], candidates, schema.candidate_id).save(folder / INDEX)
         write_manifest(
             folder,
             {
@@ -110,6 +120,7 @@ def export(
                 "schema": schema.to_dict(),
                 "graphs": specs,
                 "parity": asdict(parity),
+                "calibration": asdict(calibration) if calibration else None,
                 "metrics": _finite(dict(metrics)),
                 "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             },
@@ -134,12 +145,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_graphs(model: Ranker | Retriever, folder: Path) -> dict[str, dict[str, Any]]:
+def _write_graphs(model: Ranker | Retriever, folder: Path, calibration: Mapping[str, Affine]) -> dict[str, dict[str, Any]]:
     """Writes every ONNX file; their entries in the manifest by graph name."""
     schema = model.embedding.schema
     if isinstance(model, Ranker):
         layout = SlotLayout.from_schema(schema)
-        return {"model": _write_onnx(RankingGraph(model, layout), layout, folder / "model.onnx", output="prediction", side="")}
+        graph = RankingGraph(model, layout, calibration)
+        return {"model": _write_onnx(graph, layout, folder / "model.onnx", output="prediction", side="")}
     sides: tuple[Side, ...] = ("query", "candidate")
     specs: dict[str, dict[str, Any]] = {}
     for side in sides:

@@ -7,24 +7,35 @@ from typing import Any
 import pyarrow as pa
 
 from .. import checkpoint
+from ..calibration import Calibration
 from ..config import RunConfig, write_yaml
 from ..data.sources import open_source
 from ..data.transforms import Transforms
+from .candidates import candidate_rows
 from .export import export
 
 
-def export_run(path: Path, *, out: Path | None = None, which: str = "best", overwrite: bool = False) -> str:
+def export_run(
+    path: Path, *, out: Path | None = None, which: str = "best", overwrite: bool = False, calibrated: bool = True
+) -> str:
     """Export a run's best (or last) checkpoint; returns the text for the terminal.
 
     Args:
         out: the bundle's folder; default `<run>/bundle`.
+        calibrated: put what `trm calibrate` found, if it was run, into the graph.
 
     Raises:
-        ValueError: no raw rows to check with, a bundle in the way, or one that differs from PyTorch (see `export`).
+        ValueError: a calibration of another checkpoint, no raw rows to check with, a bundle in the way, or one that differs from PyTorch (see `export`).
         CheckpointError: no usable checkpoint.
     """
     loaded = checkpoint.load_model(path, which=which)
     run = loaded.checkpoint.resolve().parent.parent
+    calibration = Calibration.load(run) if calibrated else None
+    if calibration and calibration.checkpoint != loaded.checkpoint.name:
+        raise ValueError(
+            f"{run / 'calibration.json'} is of {calibration.checkpoint}, and this is {loaded.checkpoint.name}; "
+            "run trm calibrate again, or export with --no-calibration"
+        )
     out = out or (run if path.name.startswith("step-") else path) / "bundle"
     rows, where = _real_rows(loaded.config, loaded.transforms)
     metrics = _test_metrics(run, loaded.checkpoint.name) or loaded.progress.metrics
@@ -39,14 +50,24 @@ def export_run(path: Path, *, out: Path | None = None, which: str = "best", over
         parity_rows=loaded.config.export.parity_rows,
         tolerance=loaded.config.export.tolerance,
         source={"run": run.name, "checkpoint": loaded.checkpoint.name, "step": loaded.progress.step},
+        calibration=calibration,
         overwrite=overwrite,
+        candidates=candidate_rows(loaded.config, Transforms.load(loaded.transforms)) if loaded.schema.candidate_id else None,
     )
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     return (
         f"{out}: {size / 2**20:.2f} MiB; {rows.num_rows:,} rows of {where} scored by PyTorch and by ONNX Runtime differ by at most "
         f"{report.max_difference:.2g} (allowed: {loaded.config.export.tolerance:g})\n"
+        f"{_calibration_text(calibration)}\n"
         f'next: python -c "from torchrec_models import Bundle; b = Bundle({str(out)!r}); print(b.self_test())"'
     )
+
+
+def _calibration_text(calibration: Calibration | None) -> str:
+    if calibration is None:
+        return "not calibrated: trm calibrate RUN fits predicted to actual rates, which bids need"
+    how = f"{calibration.method} on {calibration.split}"
+    return f"calibrated in the graph ({how}); the metrics that trm evaluate writes are those before calibration"
 
 
 def _test_metrics(run: Path, checkpoint_name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torchrec_models.schema import Schema
 from ..data.transforms import Encoded, Transforms
 from .bundle_files import EXAMPLES, read_manifest
 from .codec import Row, RowCodec
+from .index import INDEX, CandidateIndex
 from .slots import SlotLayout
 
 Rows: TypeAlias = Sequence[Row] | pa.Table | pa.RecordBatch
@@ -124,6 +125,11 @@ class Bundle:
         """By graph: a few raw `rows` and the `answers` recorded at export."""
         return json.loads((self.path / EXAMPLES).read_text())
 
+    @cached_property
+    def index(self) -> CandidateIndex | None:
+        """A retriever's candidates; None where the bundle has none."""
+        return CandidateIndex.load(self.path / INDEX) if INDEX in self.manifest["files"] else None
+
     @property
     def tolerance(self) -> float:
         """The largest difference that the export allowed, as `scaled_difference`."""
@@ -159,6 +165,16 @@ class Bundle:
             side: "query" or "candidate".
         """
         return self._answers(rows, side)
+
+    def recommend(self, rows: Rows, *, k: int) -> list[list[tuple[Any, float]]]:
+        """The k candidates of the highest score for each query, best first, as (raw candidate id, score).
+
+        Raises:
+            ValueError: if the bundle has no index, and as in `encode`.
+        """
+        if self.index is None:
+            raise ValueError(f"{self.path}: no index of candidates; `trm export` of a two-tower run writes one")
+        return self.index.search(self.encode(rows, side="query"), k=k)
 
     def _answers(self, rows: Rows, name: str, *, first_row: int = 0) -> np.ndarray:
         if name not in self.graphs:

@@ -30,6 +30,7 @@ def load_model(
     """
     bundle = Bundle(path.resolve(), num_threads=num_threads)
     bundle.self_test()
+    assert bundle.index is None or len(bundle.index.ids)  # read now, not at the first request
     model = ServedModel(name, bundle, max_batch_rows=max_batch_rows, metrics=metrics)
     for key, example in bundle.examples.items():
         graph = model.graphs[key]

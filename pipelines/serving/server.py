@@ -25,6 +25,7 @@ from .oip import oip_routes
 from .openapi import openapi
 from .page import page_routes
 from .predict import predict_routes
+from .recommend import recommend_routes
 from .status import OPEN_PATHS, status_routes
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ class Worker:
             [
                 *page_routes(self.models, document),
                 *predict_routes(self.models, max_rows=options.max_rows),
+                *recommend_routes(self.models),
                 *oip_routes(
                     self.models,
                     server_version=served_version,
