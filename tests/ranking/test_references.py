@@ -98,9 +98,13 @@ def test_outputs_and_gradients_of_the_reference(case):
             },
             622_180,
         ),
+        ("lr", {}, 5_390),
+        ("fm", {}, 59_280),
+        ("dcnv2", {"structure": "cross_only", "num_layers": 4}, 94_391),
+        ("dcnv2", {"num_layers": 4, "hidden_units": (400, 400, 400), "batch_norm": True}, 458_391),
     ],
 )
 def test_number_of_parameters_published_for_frappe(name, options, published):
     """The logs behind the BARS leaderboard of frappe_x1 (openbenchmark, ranking/ctr) count these."""
-    model = build(frappe_schema(), name, options).model
+    model = build(frappe_schema(dim=1 if name == "lr" else 10), name, options).model
     assert sum(p.numel() for p in model.parameters()) == published
