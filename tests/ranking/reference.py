@@ -70,9 +70,9 @@ FRAPPE = {
 }
 
 
-def frappe_schema(*copies: tuple[str, str]) -> Schema:
-    """Ten tables of known ids and an out-of-vocabulary row each, width 10; `copies` are (name, column) of further tables."""
+def frappe_schema(*copies: tuple[str, str], dim: int = 10) -> Schema:
+    """Ten tables of known ids and an out-of-vocabulary row each; `copies` are (name, column) of further tables."""
     counts = FRAPPE | {name: FRAPPE[column] for name, column in copies}
     base = make_schema([categorical(name) for name in counts])
-    tables = tuple(Table(name=name, num_rows=1 + count, dim=10) for name, count in counts.items())
+    tables = tuple(Table(name=name, num_rows=1 + count, dim=dim) for name, count in counts.items())
     return Schema(features=base.features, tables=tables, tasks=base.tasks)
