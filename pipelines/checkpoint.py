@@ -36,7 +36,7 @@ from torchrec_models.schema import Schema
 
 from .config import RunConfig
 from .data.shards import Cache
-from .distributed import Built, Processes, table_width_multiple
+from .distributed import Built, Processes, table_width_multiple, task_weighting
 from .optim import TrainOptimizer
 
 logger = logging.getLogger(__name__)
@@ -310,7 +310,8 @@ def load_model(path: Path, *, which: str = "best") -> LoadedModel:
     folder = choose(path, which=which)
     config, schema = read_config(folder), read_schema(folder)
     options = {k: v for k, v in config.model.items() if k != "name"}
-    task = build(schema, config.model["name"], options, width_multiple=table_width_multiple(config))
+    weighting = task_weighting(config, schema)
+    task = build(schema, config.model["name"], options, width_multiple=table_width_multiple(config), weighting=weighting)
     load_weights(folder, task.state_dict(), averaged=config.train.ema > 0, no_dist=True)
     model = task.model.eval()
     return LoadedModel(model, schema, config, folder / "transforms", folder, read_progress(folder))

@@ -27,6 +27,7 @@ from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ModuleSharder, ShardedModule, ShardingPlan
 
+from torchrec_models.losses import FixedWeights, ScheduledWeights, TaskWeighting, UncertaintyWeights, WeightSchedule
 from torchrec_models.model import TrainTask, build
 from torchrec_models.schema import Schema, Table
 
@@ -314,6 +315,7 @@ def build_task(config: RunConfig, schema: Schema, procs: Processes) -> Built:
         table_device="meta" if fused else procs.device,
         width_multiple=table_width_multiple(config),
         whole_tables=not fused,
+        weighting=task_weighting(config, schema),
     )
     tables = task.model.embedding.tables
     parameters = {k: p for k, p in task.model.embedding.named_parameters() if _WEIGHT.search(f".{k}")}
@@ -333,6 +335,16 @@ def build_task(config: RunConfig, schema: Schema, procs: Processes) -> Built:
     rows = -(-train.batch_size // procs.world_size)
     model = shard(task, tables, config=config.sharding, procs=procs, rows_per_process=rows, seed=train.seed)
     return Built(model, model.module, {})
+
+
+def task_weighting(config: RunConfig, schema: Schema) -> TaskWeighting:
+    weighting = config.train.task_weighting
+    if weighting.kind == "uncertainty":
+        return UncertaintyWeights(schema.tasks)
+    if weighting.schedules:
+        schedules = {name: WeightSchedule(**schedule.model_dump()) for name, schedule in weighting.schedules.items()}
+        return ScheduledWeights(schema.tasks, schedules)
+    return FixedWeights(schema.tasks)
 
 
 def table_width_multiple(config: RunConfig) -> int:

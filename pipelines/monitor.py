@@ -4,7 +4,7 @@ import csv
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from torchrec_models.batch import Batch
 
 REFRESH_SECONDS = 0.5
+AUXILIARY = "auxiliary_"
 
 
 class TimedBatches(Iterator[Batch]):
@@ -41,23 +42,29 @@ class _Window:
 
     def __init__(self, batches: TimedBatches, now: float) -> None:
         self._batches = batches
-        self._loss: Tensor | float = 0.0
-        self._weight: Tensor | float = 0.0
+        self._loss_T: Tensor | float = 0.0
+        self._weight_T: Tensor | float = 0.0
+        self._shown: dict[str, Tensor] = {}
         self.num_steps = 0
         self._num_rows = 0
         self.start = now
         self._waited_seconds = batches.waited_seconds
 
-    def add(self, loss: Tensor, weight: Tensor, num_rows: int) -> None:
-        self._loss = self._loss + loss
-        self._weight = self._weight + weight
+    def add(self, loss_T: Tensor, weight_T: Tensor, shown: Mapping[str, Tensor], num_rows: int) -> None:
+        self._loss_T = self._loss_T + loss_T
+        self._weight_T = self._weight_T + weight_T
+        self._shown = {name: self._shown.get(name, 0) + value for name, value in shown.items()}
         self.num_steps += 1
         self._num_rows += num_rows
 
-    def means(self, now: float) -> dict[str, float]:
+    def means(self, now: float, tasks: Sequence[str]) -> dict[str, float]:
         seconds = max(now - self.start, 1e-9)
+        loss_T, weight_T = torch.as_tensor(self._loss_T).reshape(-1).tolist(), torch.as_tensor(self._weight_T).reshape(-1).tolist()
+        per_task = zip(tasks, loss_T, weight_T) if len(tasks) > 1 else ()
         return {
-            "loss": float(self._loss) / max(float(self._weight), 1e-12),
+            "loss": sum(loss_T) / max(sum(weight_T), 1e-12),
+            **{f"loss_{name}": loss / max(weight, 1e-12) for name, loss, weight in per_task},
+            **{name: float(total) / self.num_steps for name, total in self._shown.items()},
             "steps_per_second": self.num_steps / seconds,
             "samples_per_second": self._num_rows / seconds,
             "data_wait_share": min(1.0, (self._batches.waited_seconds - self._waited_seconds) / seconds),
@@ -74,6 +81,7 @@ class Monitor:
         first_step: steps done before.
         num_steps: of the whole run.
         log_every_steps: between two rows of metrics.csv; evaluations and checkpoints add rows of their own.
+        tasks: names of the loss's columns; several get a column each.
     """
 
     def __init__(
@@ -86,8 +94,10 @@ class Monitor:
         log_every_steps: int,
         tensorboard: bool,
         progress: bool,
+        tasks: Sequence[str] = (),
     ) -> None:
         self.batches = batches
+        self.tasks = tasks
         self.log_every_steps = log_every_steps
         self.bar = tqdm(
             total=num_steps,
@@ -113,18 +123,25 @@ class Monitor:
         self._logged = _Window(batches, self._now())
         self.average_loss = float("nan")
 
-    def add(self, output: tuple[Tensor, Tensor, Tensor, Tensor], *, global_rows: int) -> None:
-        """One step is done. Keep it cheap: nothing here waits for a GPU unless it is time to show something."""
+    def add(self, output: tuple[Tensor, Tensor, Tensor, Tensor], *, shown: Mapping[str, Tensor], global_rows: int) -> None:
+        """One step is done. Keep it cheap: nothing here waits for a GPU unless it is time to show something.
+
+        Args:
+            shown: what the loss says of the step (`RankingLoss.shown`); logged as means over steps.
+        """
         losses_BT, _, _, weights_BT = output
-        loss, weight = (losses_BT * weights_BT).sum(), weights_BT.sum()
+        loss_T, weight_T = (losses_BT * weights_BT).sum(dim=0), weights_BT.sum(dim=0)
         self.step += 1
         for window in (self._shown, self._logged):
-            window.add(loss, weight, global_rows)
+            window.add(loss_T, weight_T, shown, global_rows)
         self.bar.update()
         if not self.bar.disable and self._now() - self._shown.start >= REFRESH_SECONDS:
-            means = self._shown.means(self._now())
+            means = self._shown.means(self._now(), self.tasks)
             speed = f"{means['samples_per_second']:,.0f} rows/s, data wait {means['data_wait_share']:.0%}"
-            self.bar.set_postfix_str(f"loss {means['loss']:.4f}, {speed}", refresh=False)
+            added = "".join(
+                f", {name.removeprefix(AUXILIARY)} {value:+.4f}" for name, value in means.items() if name.startswith(AUXILIARY)
+            )
+            self.bar.set_postfix_str(f"loss {means['loss']:.4f}{added}, {speed}", refresh=False)
             self._shown = _Window(self.batches, self._now())
 
     def log_if_due(self, factor: float) -> None:
@@ -132,8 +149,12 @@ class Monitor:
             self.log(factor)
 
     def log(self, factor: float, metrics: dict[str, float] | None = None) -> None:
-        """A row of metrics.csv: means since the last one. The loss is of this process's rows, samples are of all processes."""
-        means = self._logged.means(self._now())
+        """A row of metrics.csv: means since the last one. The loss is of this process's rows, samples are of all processes.
+
+        `loss` is the mean over all labels; `loss_<label>`, `weight_<label>` and `auxiliary_<name>` tell it apart where there are
+        several labels or a net adds to the loss. `loss` and `loss_<label>` never hold what a net adds, nor the weights.
+        """
+        means = self._logged.means(self._now(), self.tasks)
         self.average_loss = means["loss"]
         row: dict[str, Any] = {"step": self.step, "lr_factor": factor, **means}
         row |= {f"valid_{k}": v for k, v in (metrics or {}).items()}

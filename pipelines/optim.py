@@ -53,7 +53,14 @@ def fuse_sparse_optimizer(tables: Iterable[nn.Parameter], config: SparseOptimize
     apply_optimizer_in_backward(SPARSE[config.optimizer], list(tables), kwargs)
 
 
-def _dense_optimizer(params: list[nn.Parameter], config: DenseOptimizerConfig) -> torch.optim.Optimizer:
+def _parameter_groups(dense: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
+    """What the loss learns (temperature, task weights) has no decay, which would pull its logarithm to 0: a value with a meaning."""
+    of_loss = [p for name, p in dense.items() if name.removeprefix("module.").startswith("loss.")]
+    of_net = [p for name, p in dense.items() if not name.removeprefix("module.").startswith("loss.")]
+    return [{"params": of_net}] + ([{"params": of_loss, "weight_decay": 0.0}] if of_loss else [])
+
+
+def _dense_optimizer(params: list[dict[str, Any]], config: DenseOptimizerConfig) -> torch.optim.Optimizer:
     decay = config.weight_decay
     match config.optimizer:
         case "adamw":
@@ -106,7 +113,7 @@ class TrainOptimizer(OptimizerWrapper):
     ) -> None:
         dense = {k: p for k, p in in_backward_optimizer_filter(model.named_parameters()) if p.requires_grad}
         self.dense_params = dense
-        self.dense = KeyedOptimizerWrapper(dense, lambda params: _dense_optimizer(params, config.dense))
+        self.dense = KeyedOptimizerWrapper(dense, lambda _: _dense_optimizer(_parameter_groups(dense), config.dense))
         self.fused = model.fused_optimizer if isinstance(model, DistributedModelParallel) else None
         super().__init__(CombinedOptimizer([*([self.fused] if self.fused is not None else []), ("dense", self.dense)]))
         self.config = config

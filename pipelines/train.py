@@ -155,6 +155,7 @@ class Trainer:
             log_every_steps=max(1, self.loader.num_batches // LOGGED_ROWS_PER_EPOCH),
             tensorboard=self.config.train.tensorboard,
             progress=self.show,
+            tasks=[task.name for task in self.cache.schema.tasks],
         )
         check = LossCheck(self.procs.device)
         watchdog = Watchdog(self.config.train.step_timeout_seconds) if self.procs.world_size > 1 else None
@@ -168,7 +169,8 @@ class Trainer:
                     left_out = unpipelined(self.built, self.pipeline)
                     assert not left_out, f"not pipelined: {left_out}; the code above these modules must be traceable"
                 self.progress.step += 1
-                monitor.add(output, global_rows=output[2].shape[0] * self.procs.world_size)
+                rows = output[2].shape[0] * self.procs.world_size
+                monitor.add(output, shown=self.built.plain.loss.shown, global_rows=rows)
                 bad_step = check.first_bad_step(output[0], self.progress.step)
                 if bad_step is not None:
                     raise explain_non_finite(self.built, self.loader, step=bad_step, losses_BT=output[0])

@@ -702,7 +702,8 @@ def test_a_net_of_ones_own_is_checked_like_the_others(tmp_path: Path, monkeypatc
 def test_the_json_schema_names_every_section_and_net_option() -> None:
     schema = json_schema()
     assert list(schema["properties"]) == list(RunConfig.model_fields)
-    nets = {one["properties"]["name"].get("const"): set(one["properties"]) for one in schema["properties"]["model"]["anyOf"]}
+    defined = [schema["$defs"][reference] for reference in sorted(_references(schema["properties"]["model"]))]
+    nets = {one["properties"]["name"].get("const"): set(one["properties"]) for one in defined}
     assert {"deepfm", "dlrm", "two_tower"} <= set(nets)
     assert nets["deepfm"] == {"name", "hidden_units", "activation", "batch_norm", "dropout"}
     assert {"type": "string"} in schema["$defs"]["DataConfig"]["properties"]["train"]["anyOf"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from .errors import check_structure, nearest, nearest_name, short
+from .parallel import alignment_problems, parallel_problems
 
 if TYPE_CHECKING:
     from torchrec_models.model import Net, TwoTower
@@ -69,7 +70,7 @@ def net_problems(config: "RunConfig", net: "type[Net] | type[TwoTower]") -> list
             if issubclass(net, TwoTower):
                 net(InputSpec.from_schema(schema, side="query"), InputSpec.from_schema(schema, side="candidate"), options)
             else:
-                net(InputSpec.from_schema(schema), options)
+                return list(parallel_problems(config, net(InputSpec.from_schema(schema), options)))
     except ValueError as error:
         return [f"model: {error}"]
     return []
@@ -236,6 +237,29 @@ def _train_problems(config: "RunConfig", at: At) -> Iterator[str]:
         yield from _unused(schedule, "train.schedule", ("min_factor",), f"with kind: {schedule.kind}")
 
 
+def _weighting_problems(config: "RunConfig", at: At) -> Iterator[str]:
+    weighting, here = config.train.task_weighting, "train.task_weighting"
+    if len(config.labels) < 2:
+        yield from _unused(weighting, here, ("kind", "schedules"), "without several labels")
+        return
+    if weighting.kind == "uncertainty":
+        why = "with train.task_weighting.kind: uncertainty (the weights are learnt)"
+        yield from _unused(weighting, here, ("schedules",), why)
+        for name, label in config.labels.items():
+            yield from _unused(label, at("labels", name), ("loss_weight",), why)
+        return
+    for name, schedule in weighting.schedules.items():
+        if name not in config.labels:
+            yield f"{here}.schedules.{name}: no such label{_choices(name, config.labels)}"
+            continue
+        if schedule.from_step >= schedule.to_step:
+            yield f"{here}.schedules.{name}.to_step: given {schedule.to_step}; must come after from_step, {schedule.from_step}"
+        if schedule.from_weight == config.labels[name].loss_weight:
+            yield f"{here}.schedules.{name}: has no effect, from_weight is the label's loss_weight; leave it out"
+        if schedule.kind == "geometric" and schedule.from_weight == 0:
+            yield f"{here}.schedules.{name}.from_weight: given 0; a geometric schedule starts above 0, or take kind: linear"
+
+
 def _metric_problems(config: "RunConfig", at: At) -> Iterator[str]:
     if config.train.early_stopping is None:
         return
@@ -301,11 +325,13 @@ def _seen_problems(config: "RunConfig") -> Iterator[str]:
 _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("data",), _split_problems),
     (("features", "tables"), _table_problems),
+    (("features",), alignment_problems),
     (("features", "tables", "sharding"), _sharding_problems),
     (("features", "labels"), _leak_problems),
     (("labels",), _label_problems),
     (("labels", "data"), _output_problems),
     (("train",), _train_problems),
+    (("train", "labels"), _weighting_problems),
     (("train", "data"), _validation_problems),
     (("train", "data", "labels", "retrieval"), _metric_problems),
 )

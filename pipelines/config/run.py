@@ -64,6 +64,26 @@ class EarlyStoppingConfig(Section):
     min_delta: float = Field(1e-6, ge=0)
 
 
+class WeightScheduleConfig(Section):
+    """The weight of one task's loss, from `from_weight` until step `from_step` to the label's `loss_weight` at step `to_step`.
+
+    `geometric` multiplies by the same factor at each step.
+    """
+
+    kind: Literal["linear", "cosine", "geometric"] = "linear"
+    from_weight: float = Field(ge=0)
+    from_step: int = Field(0, ge=0)
+    to_step: int = Field(ge=1)
+
+
+class TaskWeightingConfig(Section):
+    """How the losses of several labels are summed. `fixed`: with each label's `loss_weight`, or as `schedules` say, by label.
+    `uncertainty`: with weights that are learnt (Kendall et al. 2018)."""
+
+    kind: Literal["fixed", "uncertainty"] = "fixed"
+    schedules: dict[str, WeightScheduleConfig] = Field({})
+
+
 class CheckpointConfig(Section):
     every_steps: int = Field(0, ge=0, description="0: at each evaluation only")
     keep: int = Field(3, ge=1, description="newest checkpoints kept, besides the best one")
@@ -80,6 +100,7 @@ class TrainConfig(Section):
     dense: DenseOptimizerConfig = DenseOptimizerConfig()
     sparse: SparseOptimizerConfig = SparseOptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    task_weighting: TaskWeightingConfig = TaskWeightingConfig()
     embedding_l2: float = Field(0.0, ge=0, description="unfused only: (l2 / 2) * |whole table|^2 in the loss of every step")
     clip_norm: float = Field(0.0, ge=0, description="global gradient norm; in fused mode of the dense part only")
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -263,16 +284,21 @@ def _expand(raw: dict[str, Any], key: str, problems: list[str]) -> dict[str, str
 
 
 def json_schema() -> dict:
-    """The JSON Schema of a config file, for editors; `model` lists the options of every net."""
+    """The JSON Schema of a config file, for editors; `model`, and each net inside a net, lists the options of every net."""
     from torchrec_models.model import net_classes  # torch is slow to import
+    from torchrec_models.ranking import NETS
 
     schema = RunConfig.model_json_schema()
-    options = []
     for name, net in net_classes().items():
         one = net.Config.model_json_schema()
         schema["$defs"].update(one.pop("$defs", {}))
         one["properties"] = {"name": {"const": name}, **one.get("properties", {})}
         one["required"] = ["name", *one.get("required", [])]
-        options.append(one)
-    schema["properties"]["model"] = {"anyOf": options}
+        schema["$defs"][f"net.{name}"] = one
+    schema["$defs"]["NestedNet"] = _any_net(NETS)
+    schema["properties"]["model"] = _any_net(net_classes())
     return schema
+
+
+def _any_net(names: Iterable[str]) -> dict:
+    return {"anyOf": [{"$ref": f"#/$defs/net.{name}"} for name in names]}
