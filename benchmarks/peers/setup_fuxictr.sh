@@ -13,11 +13,12 @@ venv="$1"
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 
 # torch: our benchmarks' own version, so that both sides call the same kernels. polars < 2: fuxictr 2.3.10 calls what 2.x removed.
+# datasets: a loader that benchmarks/loader compares with.
 # ray: its embedding layer imports its preprocessing, which imports ray.data; aiohttp: ray.data imports it.
 # fuxictr comes last without its dependencies, so that none of the pins above can move.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   "torch==2.13.0" "numpy==2.3.5" "pandas<3" "pyarrow>=17" "polars<2" "scikit-learn" "h5py" "tqdm" "pyyaml>=6.0.1" "pydantic" \
-  "ray[data]>=2.52.0" "aiohttp"
+  "ray[data]>=2.52.0" "aiohttp" "datasets==5.2.0"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "fuxictr==2.3.10"
 
 "$venv/bin/python" - <<'PYTHON'

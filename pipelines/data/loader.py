@@ -1,6 +1,7 @@
 """From shards to batches: a seeded order that does not depend on the number of processes, equal batch counts on every rank."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -9,15 +10,19 @@ from torch import Tensor
 from torchrec_models.batch import Batch
 from torchrec_models.schema import Schema
 
-from .order import EpochOrder, epoch_order
+from . import order
+from .gather import BatchGather, NativeGather, OpenWindow, Segment, StockGather
+from .native import native_gather
 from .read_ahead import read_ahead
 from .rows import BatchBuilder, Rows
-from .shards import Cache, SplitData
+from .shards import Cache
+from .window_reader import WindowReader
 
 if TYPE_CHECKING:
     from .transforms import Encoded
 
 LastBatch = Literal["keep", "drop"]
+GatherKind = Literal["auto", "stock", "native"]
 
 
 def to_batch(
@@ -42,12 +47,12 @@ def to_batch(
 class Loader:
     """Batches of one split, for one rank.
 
-    Global batch i of an epoch is rows [i * batch_size, (i + 1) * batch_size) of the epoch's order, and rank r takes its r-th
-    equal slice. The order depends on (seed, epoch) only, so the same rows meet in the same step on any number of ranks.
+    Global batch i of an epoch is rows [i * batch_size, (i + 1) * batch_size) of the epoch's order, which depends on (seed, epoch)
+    only (see order.py), so the same rows meet in the same step on any number of ranks. Of these rows, rank r takes every
+    world_size-th one, from the r-th on; with shuffle off, the r-th equal slice.
 
-    A split of at most `memory_limit_bytes` is read once, verified and kept, and its shuffle is a full permutation. A larger
-    one is streamed in windows of 16 blocks of 2048 rows: blocks are permuted over the split, rows within a window. Every rank
-    reads every window then (its rows of each batch are spread over it).
+    A split of at most `order.WHOLE_BYTES` is read once, verified and kept. A larger one is read in windows by a thread of its own,
+    each rank its part.
 
     Args:
         cache: a finished cache.
@@ -60,17 +65,19 @@ class Loader:
             at most world_size - 1 rows of an epoch are left out); "drop" leaves them all out.
         pad: for evaluation: every row exactly once over all ranks. Ranks that lack a row of the last batch repeat one, with
             row_id -1 and weight 0. Needs `last_batch="keep"`.
-        pin_memory: page-locked tensors, for fast copies to a GPU; done in the reading thread.
-        memory_limit_bytes: what a split may take in this process to be kept.
+        pin_memory: page-locked tensors, for fast copies to a GPU.
         read_ahead_batches: batches made ahead of their use, in a thread.
+        gather: "native" copies rows with compiled code, "stock" with operators of torch and fbgemm, to the same bits; "auto":
+            native where there is a C compiler, else stock, which is logged.
+        id_dtype: of ids and lengths in the batch, torch.int32 or torch.int64.
 
     Attributes:
         num_rows: of the split, over all ranks.
         num_batches: per epoch; the same on every rank.
 
     Raises:
-        ValueError: if the split does not exist or gives no batch, if batch_size cannot be divided by world_size, or if a
-            file of a kept split was altered.
+        ValueError: if the split does not exist or gives no batch, if batch_size cannot be divided by world_size, if native
+            code was asked for and cannot be had, or if a file of a kept split was altered.
     """
 
     def __init__(
@@ -86,8 +93,9 @@ class Loader:
         last_batch: LastBatch = "keep",
         pad: bool = False,
         pin_memory: bool = False,
-        memory_limit_bytes: int = 2 << 30,
         read_ahead_batches: int = 4,
+        gather: GatherKind = "auto",
+        id_dtype: torch.dtype = torch.int64,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             fits = max(batch_size // world_size, 1) * world_size
@@ -99,14 +107,12 @@ class Loader:
         assert 0 <= rank < world_size, (rank, world_size)
         self._split = cache.split(split)
         self.schema = cache.schema
-        self._build = BatchBuilder(cache.schema)
-        self._rank, self._world_size = rank, world_size
-        self._batch_size, self._pad = batch_size, pad
+        self._deal = order.Deal(self._split.num_rows, batch_size, rank, world_size, pad)
         self._shuffle, self._seed = shuffle, seed
-        self._pin_memory = pin_memory
         self._read_ahead_batches = read_ahead_batches
-        self._in_memory = self._split.num_bytes <= memory_limit_bytes
+        self._is_kept = self._split.num_bytes <= order.WHOLE_BYTES
         self._kept: Rows | None = None
+        self._gather = _gather(gather, cache.schema, id_dtype=id_dtype, pin_memory=pin_memory)
         self.num_rows = self._split.num_rows
         self.num_batches, rest = divmod(self.num_rows, batch_size)
         if last_batch == "keep" and (rest if pad else rest // world_size):
@@ -122,79 +128,103 @@ class Loader:
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from `start_batch` on; skipping reads nothing and changes nothing in the batches after it.
 
-        A thread reads ahead; an exception in it is raised here. Close the iterator, or drop it, to stop early.
+        Threads read ahead; an exception in them is raised here. Close the iterator, or drop it, to stop early. A batch's memory
+        is used again when no tensor refers to it any more.
         """
         return read_ahead(
             lambda: self._batches(epoch, start_batch), depth=self._read_ahead_batches, name=f"loader-{self._split.name}"
         )
 
-    def _batches(self, epoch: int, start_batch: int) -> Iterator[Batch]:
-        order = epoch_order(self._split, shuffle=self._shuffle, seed=self._seed, epoch=epoch, whole=self._in_memory)
-        reader = _OrderedReader(self._split, order, self._keep() if self._in_memory else None)
-        for index in range(start_batch, self.num_batches):
-            first = index * self._batch_size
-            total = min(self._batch_size, self.num_rows - first)
-            share = -(-total // self._world_size) if self._pad else total // self._world_size
-            start = first + self._rank * share
-            num_real = max(0, min(share, first + total - start))
-            if num_real:
-                rows, row_id = reader.take(start, start + num_real)
-            else:
-                rows, row_id = reader.take(first, first + 1)
-            if num_real < share:
-                rows, row_id = _padded(rows, row_id, num_real, share)
-            batch = self._build(rows, row_id)
-            yield batch.pin_memory() if self._pin_memory else batch
+    def _order(self, epoch: int) -> order.EpochOrder:
+        if not self._shuffle:
+            return order.Stored(self._deal, batches_per_window=max(1, order.WINDOW_ROWS // self._deal.rows_per_step))
+        if self._is_kept:
+            return order.Permuted(self._deal, seed=self._seed, epoch=epoch)
+        shard_rows = [shard.num_rows for shard in self._split.shards]
+        return order.Lanes(self._deal, seed=self._seed, epoch=epoch, shard_rows=shard_rows)
+
+    def _batches(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
+        this_epoch, deal = self._order(epoch), self._deal
+        if start_batch >= self.num_batches:
+            return
+        first_window = this_epoch.window_of(start_batch * deal.rows_per_step)
+        with ExitStack() as stack:
+            windows: Iterator[OpenWindow] = self._windows(this_epoch, first_window)
+            if not self._is_kept:
+                reading = read_ahead(lambda: self._windows(this_epoch, first_window), depth=1, name=f"reader-{self._split.name}")
+                windows = stack.enter_context(closing(reading))
+            cursor = _Cursor(windows, at=this_epoch.first_of(first_window))
+            cursor.skip(start_batch * deal.rows_per_step)
+            for batch in range(start_batch, self.num_batches):
+                share, num_real = deal.share(batch), this_epoch.num_real(batch)
+                segments = cursor.take(num_real) if num_real else []
+                if num_real < share:
+                    window = segments[-1].window if segments else self._any_row()
+                    last = segments[-1].stop - 1 if segments else 0
+                    segments.append(Segment(window.last_again(last, share - num_real), 0, share - num_real))
+                made = self._gather(segments)
+                if num_real < share:
+                    made.weights[num_real:] = 0
+                yield made
+
+    def _windows(self, this_epoch: order.EpochOrder, first: int) -> Generator[OpenWindow, None, None]:
+        last_batch = self.num_batches - 1
+        num_mine = last_batch * self._deal.rows_per_step + this_epoch.num_real(last_batch)
+        with closing(WindowReader(self._split)) as reader:
+            for number in range(first, this_epoch.window_of(num_mine - 1) + 1 if num_mine else first):
+                runs, index = this_epoch.window(number)
+                row_id = torch.cat([torch.arange(run.first_row, run.first_row + run.num_rows) for run in runs])
+                if self._is_kept:
+                    kept = self._keep()
+                    yield OpenWindow(kept, torch.arange(self.num_rows), row_id[index])
+                else:
+                    yield OpenWindow(reader.read(runs), row_id, index)
+
+    def _any_row(self) -> OpenWindow:
+        with closing(WindowReader(self._split)) as reader:
+            first = torch.zeros(1, dtype=torch.int64)
+            return OpenWindow(reader.read([order.Run(0, 1)]), first, first)
 
     def _keep(self) -> Rows:
         """The whole split, read and verified once."""
         if self._kept is None:
             self._split.verify()
-            self._kept = Rows.cat([self._split.read(i, 0, shard.num_rows) for i, shard in enumerate(self._split.shards)])
+            with closing(WindowReader(self._split)) as reader:
+                self._kept = reader.read([order.Run(0, self.num_rows)])
         return self._kept
 
 
-class _OrderedReader:
-    """Rows by their position in an epoch; holds one window at a time, and expects positions to grow."""
+class _Cursor:
+    """Goes through a rank's rows, window after window. Row `at` is the first of the first window."""
 
-    def __init__(self, split: SplitData, order: EpochOrder, kept: Rows | None) -> None:
-        self.split = split
-        self.order = order
-        self.window = -1
-        self.rows = kept
-        self.kept = kept is not None
+    def __init__(self, windows: Iterator[OpenWindow], *, at: int) -> None:
+        self._windows = windows
+        self._window: OpenWindow | None = None
+        self._used = 0
+        self._row = at
 
-    def take(self, start: int, stop: int) -> tuple[Rows, Tensor]:
-        """The rows at positions start .. stop - 1 in memory of their own, and their positions in the split."""
-        parts, row_ids = [], []
-        first_window = int(self.order.starts.searchsorted(start, side="right")) - 1
-        last_window = int(self.order.starts.searchsorted(stop - 1, side="right")) - 1
-        for window in range(first_window, last_window + 1):
-            self._open(window)
-            assert self.rows is not None
-            begin = int(self.order.starts[window])
-            index = torch.arange(max(start - begin, 0), min(stop - begin, int(self.order.starts[window + 1]) - begin))
-            if self.permutation is not None:
-                index = self.permutation[index]
-            parts.append(self.rows.take(index))
-            row_ids.append(self.row_id[index])
-        return Rows.cat(parts), torch.cat(row_ids)
+    def skip(self, to: int) -> None:
+        """Go on at a row of the first window."""
+        self._used = to - self._row
 
-    def _open(self, window: int) -> None:
-        if window == self.window:
-            return
-        if not self.kept:
-            self.rows = Rows.cat([self.split.read(b.shard, b.start, b.stop) for b in self.order.windows[window]])
-        self.row_id = self.order.rows_of(window)
-        self.permutation = self.order.permutation(window)
-        self.window = window
+    def take(self, count: int) -> list[Segment]:
+        """The next rows."""
+        segments = []
+        while count:
+            if self._window is None:
+                self._window = next(self._windows)
+            size = min(count, len(self._window.index) - self._used)
+            segments.append(Segment(self._window, self._used, self._used + size))
+            self._used, count = self._used + size, count - size
+            if self._used == len(self._window.index):
+                self._window, self._used = None, 0
+        return segments
 
 
-def _padded(rows: Rows, row_id: Tensor, num_real: int, size: int) -> tuple[Rows, Tensor]:
-    """`size` rows: the first `num_real` as given, then repeats of the last one with weight 0 and row_id -1."""
-    index = torch.arange(size).clamp(max=max(num_real - 1, 0))
-    padded = rows.take(index)
-    padded.weights[num_real:] = 0
-    padded_row_id = row_id[index]
-    padded_row_id[num_real:] = -1
-    return padded, padded_row_id
+def _gather(kind: GatherKind, schema: Schema, *, id_dtype: torch.dtype, pin_memory: bool) -> BatchGather:
+    native = None if kind == "stock" else native_gather()
+    if native is None:
+        if kind == "native":
+            raise ValueError("gather='native' cannot be had here (the log says why); use 'auto' or 'stock'")
+        return StockGather(schema, id_dtype=id_dtype, pin_memory=pin_memory)
+    return NativeGather(schema, native, id_dtype=id_dtype, pin_memory=pin_memory)

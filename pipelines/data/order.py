@@ -1,81 +1,213 @@
 """The order of an epoch's rows: a function of the data, the seed and the epoch, never of the number of processes.
 
-Rows are grouped in windows; an epoch is its windows one after the other, each permuted inside. A split that fits memory is one
-window (a full permutation). A larger one is cut into blocks of consecutive rows; the blocks are permuted, each run of
-`WINDOW_BLOCKS` is a window, and reading stays sequential within a block (a global permutation read from disk is 33 times slower).
+A split of at most `WHOLE_BYTES` is permuted as a whole. A larger one is cut into blocks of `BLOCK_ROWS` consecutive rows (a global
+permutation read from disk is 33 times slower). The permuted blocks, one after the other, are cut into `NUM_LANES` lanes of equal
+length, and the epoch deals from them in turn: position p is row p // NUM_LANES of lane p % NUM_LANES. Stretches of BLOCK_ROWS rows
+of a lane are permuted inside. So a batch holds equally many rows of 16 places of the split, which change every 2048 rows.
+
+A rank takes every world_size-th position, and so reads its own lanes only: with 2, 4, 8 or 16 ranks no row is read twice. With W
+ranks in general, W / gcd(W, NUM_LANES) of them share a lane.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from math import gcd
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .shards import SplitData
-
 BLOCK_ROWS = 2048
-WINDOW_BLOCKS = 16
+NUM_LANES = 16
+WINDOW_ROWS = BLOCK_ROWS * NUM_LANES  # of a window in the stored order
+WHOLE_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
-class Block:
-    """Rows start .. stop - 1 of a shard; `first_row` is the position of `start` in the split."""
+class Run(NamedTuple):
+    """Consecutive rows of a split."""
 
-    shard: int
-    start: int
-    stop: int
     first_row: int
+    num_rows: int
 
 
-@dataclass(frozen=True)
-class EpochOrder:
-    """Where each position of an epoch is to be found.
+class Window(NamedTuple):
+    """Rows to read, and in which order a rank uses them.
 
     Attributes:
-        windows: the blocks of each window.
-        starts: [windows + 1] the position in the epoch at which each window begins, and the number of rows.
-        seeds: (seed, epoch) of the permutation; None for the stored order.
+        runs: what to read, one after the other.
+        index: [rows used] int64, where in what was read each of them lies.
     """
 
-    windows: tuple[tuple[Block, ...], ...]
-    seeds: tuple[int, int] | None
-
-    @cached_property
-    def starts(self) -> np.ndarray:
-        sizes = [sum(block.stop - block.start for block in window) for window in self.windows]
-        return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-
-    def rows_of(self, window: int) -> Tensor:
-        """The window's rows as positions in the split, in the order of its blocks."""
-        return torch.cat([torch.arange(b.first_row, b.first_row + b.stop - b.start) for b in self.windows[window]])
-
-    def permutation(self, window: int) -> Tensor | None:
-        """[rows of the window] int64: the order in which they come; None for as they are."""
-        if self.seeds is None:
-            return None
-        size = int(self.starts[window + 1] - self.starts[window])
-        return torch.from_numpy(np.random.default_rng([*self.seeds, 1 + window]).permutation(size))
+    runs: tuple[Run, ...]
+    index: Tensor
 
 
-def epoch_order(split: SplitData, *, shuffle: bool, seed: int, epoch: int, whole: bool) -> EpochOrder:
-    """The order of one epoch.
+@dataclass(frozen=True)
+class Deal:
+    """How the rows of an epoch are dealt to batches, and those of a batch to the ranks; counts only.
 
     Args:
-        shuffle: False keeps the stored order.
-        whole: one window of all rows (they are in memory) instead of windows of blocks.
+        num_rows: of the epoch, over all ranks.
+        batch_size: rows per step over all ranks; world_size divides it.
+        pad: the last batch gives every rank its part of all rows, some fewer than others; else equally many to each.
     """
-    seeds = (seed, epoch) if shuffle else None
-    block_rows = split.num_rows if whole else BLOCK_ROWS
-    blocks, first_row = [], 0
-    for index, shard in enumerate(split.shards):
-        for start in range(0, shard.num_rows, block_rows):
-            stop = min(start + block_rows, shard.num_rows)
-            blocks.append(Block(index, start, stop, first_row + start))
-        first_row += shard.num_rows
-    if whole:
-        return EpochOrder((tuple(blocks),), seeds)
-    if seeds is not None:
-        blocks = [blocks[i] for i in np.random.default_rng([*seeds, 0]).permutation(len(blocks))]
-    windows = tuple(tuple(blocks[i : i + WINDOW_BLOCKS]) for i in range(0, len(blocks), WINDOW_BLOCKS))
-    return EpochOrder(windows, seeds)
+
+    num_rows: int
+    batch_size: int
+    rank: int
+    world_size: int
+    pad: bool
+
+    @property
+    def rows_per_step(self) -> int:
+        """Of this rank."""
+        return self.batch_size // self.world_size
+
+    def total(self, batch: int) -> int:
+        """Rows of a batch, over all ranks."""
+        return min(self.batch_size, self.num_rows - batch * self.batch_size)
+
+    def share(self, batch: int) -> int:
+        """Rows of a batch on each rank, padding included."""
+        total = self.total(batch)
+        return -(-total // self.world_size) if self.pad else total // self.world_size
+
+
+class EpochOrder(ABC):
+    """One rank's rows of an epoch. They are numbered 0, 1, ... as the rank uses them; batch i begins at i * rows_per_step."""
+
+    def __init__(self, deal: Deal) -> None:
+        self.deal = deal
+
+    @abstractmethod
+    def num_real(self, batch: int) -> int:
+        """Rows of a batch on this rank, without padding."""
+
+    @abstractmethod
+    def window_of(self, row: int) -> int:
+        """The window in which a rank's row lies."""
+
+    @abstractmethod
+    def first_of(self, window: int) -> int:
+        """The rank's first row in a window."""
+
+    @abstractmethod
+    def window(self, window: int) -> Window:
+        """What to read for a window."""
+
+
+class Stored(EpochOrder):
+    """As stored. Rank r takes the r-th slice of each batch, and a window is the slices of some batches."""
+
+    def __init__(self, deal: Deal, *, batches_per_window: int) -> None:
+        super().__init__(deal)
+        self.batches_per_window = batches_per_window
+
+    def num_real(self, batch: int) -> int:
+        share = self.deal.share(batch)
+        return max(0, min(share, self.deal.total(batch) - self.deal.rank * share))
+
+    def window_of(self, row: int) -> int:
+        return row // (self.batches_per_window * self.deal.rows_per_step)
+
+    def first_of(self, window: int) -> int:
+        return window * self.batches_per_window * self.deal.rows_per_step
+
+    def window(self, window: int) -> Window:
+        first_batch = window * self.batches_per_window
+        last_batch = min(first_batch + self.batches_per_window, -(-self.deal.num_rows // self.deal.batch_size))
+        runs = []
+        for batch in range(first_batch, last_batch):
+            start = batch * self.deal.batch_size + self.deal.rank * self.deal.share(batch)
+            runs.append(Run(start, self.num_real(batch)))
+        return Window(tuple(runs), torch.arange(sum(run.num_rows for run in runs)))
+
+
+class _Shuffled(EpochOrder):
+    """Rank r takes positions r, r + world_size, ... of the epoch."""
+
+    def __init__(self, deal: Deal, *, seed: int, epoch: int) -> None:
+        super().__init__(deal)
+        self.seeds = (seed, epoch)
+
+    def num_real(self, batch: int) -> int:
+        mine = -(-max(0, self.deal.total(batch) - self.deal.rank) // self.deal.world_size)
+        return min(self.deal.share(batch), mine)
+
+
+class Permuted(_Shuffled):
+    """A permutation of all rows: one window, everything."""
+
+    def window_of(self, row: int) -> int:
+        return 0
+
+    def first_of(self, window: int) -> int:
+        assert window == 0, window
+        return 0
+
+    def window(self, window: int) -> Window:
+        order = np.random.default_rng([*self.seeds, 1]).permutation(self.deal.num_rows)
+        mine = np.ascontiguousarray(order[self.deal.rank :: self.deal.world_size])
+        return Window((Run(0, self.deal.num_rows),), torch.from_numpy(mine))
+
+
+class Lanes(_Shuffled):
+    """Permuted blocks, dealt from lanes (see the top of this file). A window is BLOCK_ROWS rows of each of the rank's lanes.
+
+    Args:
+        shard_rows: rows of each shard; blocks do not cross shards.
+    """
+
+    def __init__(self, deal: Deal, *, seed: int, epoch: int, shard_rows: Sequence[int]) -> None:
+        super().__init__(deal, seed=seed, epoch=epoch)
+        starts, sizes, first = [], [], 0
+        for rows in shard_rows:
+            inside = np.arange(0, rows, BLOCK_ROWS)
+            starts.append(first + inside)
+            sizes.append(np.minimum(BLOCK_ROWS, rows - inside))
+            first += rows
+        order = np.random.default_rng([seed, epoch, 0]).permutation(sum(len(s) for s in starts))
+        self._blocks = np.concatenate(starts)[order]  # first row of each in the split
+        self._starts = np.concatenate([[0], np.cumsum(np.concatenate(sizes)[order])])  # and where it begins in the permuted rows
+        self._lane_rows = deal.num_rows // NUM_LANES
+        self._last = max(0, -(-self._lane_rows // BLOCK_ROWS) - 1)
+        step = gcd(deal.world_size, NUM_LANES)
+        self._lanes = np.arange(deal.rank % step, NUM_LANES, step)
+
+    def window_of(self, row: int) -> int:
+        position = self.deal.rank + row * self.deal.world_size
+        return min(position // (BLOCK_ROWS * NUM_LANES), self._last)
+
+    def first_of(self, window: int) -> int:
+        position = window * BLOCK_ROWS * NUM_LANES
+        return -(-max(0, position - self.deal.rank) // self.deal.world_size)
+
+    def window(self, window: int) -> Window:
+        begin = window * BLOCK_ROWS
+        size = min(BLOCK_ROWS, self._lane_rows - begin)
+        runs: list[Run] = []
+        where_LR = np.zeros((NUM_LANES, size), np.int64)  # of each lane's rows in what is read; lanes of other ranks stay 0
+        for number, lane in enumerate(self._lanes):
+            runs += self._runs(lane * self._lane_rows + begin, size)
+            random = np.random.default_rng([*self.seeds, 1 + window, lane])
+            where_LR[lane] = number * size + random.permutation(size)
+        where = where_LR.T.flatten()
+        if window == self._last:  # the last N % NUM_LANES rows do not fill a turn
+            dealt = NUM_LANES * self._lane_rows
+            runs += self._runs(dealt, self.deal.num_rows - dealt)
+            where = np.concatenate([where, len(self._lanes) * size + np.arange(self.deal.num_rows - dealt)])
+        first_mine = (self.deal.rank - begin * NUM_LANES) % self.deal.world_size
+        return Window(tuple(runs), torch.from_numpy(np.ascontiguousarray(where[first_mine :: self.deal.world_size])))
+
+    def _runs(self, start: int, num_rows: int) -> list[Run]:
+        """Rows start .. start + num_rows - 1 of the permuted blocks."""
+        runs = []
+        block = int(self._starts.searchsorted(start, side="right")) - 1
+        while num_rows:
+            skipped = start - int(self._starts[block])
+            size = min(num_rows, int(self._starts[block + 1]) - start)
+            runs.append(Run(int(self._blocks[block]) + skipped, size))
+            start, num_rows, block = start + size, num_rows - size, block + 1
+        return runs

@@ -2,7 +2,8 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -18,7 +19,7 @@ class _End:
     pass
 
 
-def read_ahead(produce: Callable[[], Iterator[T]], *, depth: int, name: str) -> Iterator[T]:
+def read_ahead(produce: Callable[[], Generator[T, None, None]], *, depth: int, name: str) -> Generator[T, None, None]:
     """Items of `produce()`, made by a thread that stays at most `depth` items ahead.
 
     The thread starts with the first `next`. An exception in it is raised here, at its place in the stream. Closing the
@@ -42,9 +43,10 @@ def read_ahead(produce: Callable[[], Iterator[T]], *, depth: int, name: str) -> 
 
     def work() -> None:
         try:
-            for item in produce():
-                if not put(item):
-                    return
+            with closing(produce()) as items:
+                for item in items:
+                    if not put(item):
+                        return
             put(_End())
         except BaseException as error:  # handed to the consumer, whatever it is
             put(_Failure(error))

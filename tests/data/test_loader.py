@@ -1,7 +1,7 @@
 """The loader: every row once, in an order that only data, seed and epoch decide, in equal batches, with the right contents."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,24 +11,27 @@ from hypothesis import strategies as st
 
 from torchrec_models.batch import Batch
 from torchrec_models.pipelines.data import order
-from torchrec_models.pipelines.data.loader import Loader
+from torchrec_models.pipelines.data.loader import GatherKind, Loader
+from torchrec_models.pipelines.data.order import Run
 from torchrec_models.pipelines.data.read_ahead import read_ahead
 from torchrec_models.pipelines.data.rows import BatchBuilder, Rows
 from torchrec_models.pipelines.data.shards import Cache
 from torchrec_models.pipelines.data.synthetic import random_cache, random_rows
+from torchrec_models.pipelines.data.window_reader import WindowReader
 from torchrec_models.schema import Feature, Schema, Table, Task
 
 NUM_ROWS = 1003
-STREAMED = {"memory_limit_bytes": 0}
-KEPT = {"memory_limit_bytes": 1 << 30}
-BOTH = pytest.mark.parametrize("memory", [KEPT, STREAMED], ids=["kept", "streamed"])
+BOTH = pytest.mark.parametrize("small_blocks", ["kept", "streamed"], indirect=True)
+STREAMED = pytest.mark.parametrize("small_blocks", ["streamed"], indirect=True)
 
 
 @pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many blocks and windows in few rows."""
+def small_blocks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Many blocks and windows in few rows; "streamed": the split counts as too large to keep."""
     monkeypatch.setattr(order, "BLOCK_ROWS", 16)
-    monkeypatch.setattr(order, "WINDOW_BLOCKS", 4)
+    monkeypatch.setattr(order, "NUM_LANES", 4)
+    monkeypatch.setattr(order, "WINDOW_ROWS", 64)
+    monkeypatch.setattr(order, "WHOLE_BYTES", 0 if getattr(request, "param", "kept") == "streamed" else order.WHOLE_BYTES)
 
 
 @pytest.fixture
@@ -43,8 +46,8 @@ def row_ids(batches: Iterator[Batch]) -> list[int]:
 @BOTH
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 64, 333, NUM_ROWS, 5000])
-def test_every_row_exactly_once(cache: Cache, memory: dict, shuffle: bool, batch_size: int) -> None:
-    loader = Loader(cache, "train", batch_size=batch_size, shuffle=shuffle, **memory)
+def test_every_row_exactly_once(cache: Cache, shuffle: bool, batch_size: int) -> None:
+    loader = Loader(cache, "train", batch_size=batch_size, shuffle=shuffle)
     batches = list(loader.epoch(0))
     assert len(batches) == loader.num_batches == -(-NUM_ROWS // batch_size)
     assert sorted(row_ids(iter(batches))) == list(range(NUM_ROWS))
@@ -54,41 +57,72 @@ def test_every_row_exactly_once(cache: Cache, memory: dict, shuffle: bool, batch
 
 
 @BOTH
-def test_the_order_is_a_function_of_seed_and_epoch(cache: Cache, memory: dict) -> None:
+def test_the_order_is_a_function_of_seed_and_epoch(cache: Cache) -> None:
     def seen(seed: int, epoch: int) -> list[int]:
-        return row_ids(Loader(cache, "train", batch_size=100, shuffle=True, seed=seed, **memory).epoch(epoch))
+        return row_ids(Loader(cache, "train", batch_size=100, shuffle=True, seed=seed).epoch(epoch))
 
     first = seen(1, 0)
     assert seen(1, 0) == first
     assert seen(1, 1) != first
     assert seen(2, 0) != first
     assert first != list(range(NUM_ROWS))
-    loader = Loader(cache, "train", batch_size=100, shuffle=True, seed=1, **memory)
+    loader = Loader(cache, "train", batch_size=100, shuffle=True, seed=1)
     assert [row_ids(loader.epoch(e)) for e in (1, 0)] == [seen(1, 1), first]
 
 
-def test_a_kept_split_is_permuted_as_a_whole_and_a_streamed_one_over_all_blocks(cache: Cache) -> None:
-    kept = torch.tensor(row_ids(Loader(cache, "train", batch_size=100, shuffle=True, **KEPT).epoch(0)))
-    streamed = torch.tensor(row_ids(Loader(cache, "train", batch_size=100, shuffle=True, **STREAMED).epoch(0)))
+def test_a_small_split_is_permuted_as_a_whole_and_a_large_one_over_all_blocks(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = torch.tensor(row_ids(Loader(cache, "train", batch_size=100, shuffle=True).epoch(0)))
+    monkeypatch.setattr(order, "WHOLE_BYTES", 0)
+    streamed = torch.tensor(row_ids(Loader(cache, "train", batch_size=100, shuffle=True).epoch(0)))
     for seen in (kept, streamed):
         assert abs(seen[: NUM_ROWS // 2].float().mean() - NUM_ROWS / 2) < 100  # neither half of the split comes first
-    assert len(kept[:64].div(16, rounding_mode="floor").unique()) > 20  # rows of a window of 4 blocks: at most 4
-    assert len(streamed[:64].div(16, rounding_mode="floor").unique()) <= 8
+    assert len(kept[:64].div(16, rounding_mode="floor").unique()) > 20  # of 63
+    for window in (0, 128, 640):  # every fourth row is of one lane, whose 16 rows of a window lie in neighbouring blocks
+        for lane in range(4):
+            assert (
+                len(streamed[window + lane : window + 64 : 4].div(16, rounding_mode="floor").unique()) <= 6
+            )  # random rows: about 14
+
+
+def streamed_epoch(cache: Cache, batch_size: int, *, rank: int, world_size: int) -> Loader:
+    return Loader(cache, "train", batch_size=batch_size, shuffle=True, seed=3, rank=rank, world_size=world_size)
+
+
+@STREAMED
+@pytest.mark.parametrize(("world_size", "share"), [(1, 1), (2, 1 / 2), (4, 1 / 4), (3, 1), (6, 1 / 2), (8, 1 / 4)])
+def test_ranks_read_their_own_lanes_only(cache: Cache, world_size: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 lanes: W ranks read W / gcd(W, 4) times what they use, and a few rows that are left over."""
+    read: list[int] = []
+    original = WindowReader.read
+
+    def counting(self: WindowReader, runs: Sequence[Run]) -> Rows:
+        read.append(sum(run.num_rows for run in runs))
+        return original(self, runs)
+
+    monkeypatch.setattr(WindowReader, "read", counting)
+    for rank in range(world_size):
+        read.clear()
+        list(streamed_epoch(cache, 48, rank=rank, world_size=world_size).epoch(0))
+        assert NUM_ROWS * share - 4 <= sum(read) <= NUM_ROWS * share + 4
+
+
+@STREAMED
+def test_the_order_does_not_depend_on_the_batch_size(cache: Cache) -> None:
+    first = row_ids(streamed_epoch(cache, 96, rank=0, world_size=1).epoch(0))
+    assert row_ids(streamed_epoch(cache, 7, rank=0, world_size=1).epoch(0)) == first
 
 
 @BOTH
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_the_order_does_not_depend_on_the_number_of_ranks(cache: Cache, memory: dict, world_size: int) -> None:
-    one = [b.row_id for b in Loader(cache, "train", batch_size=96, shuffle=True, seed=5, **memory).epoch(2)]
+def test_the_order_does_not_depend_on_the_number_of_ranks(cache: Cache, world_size: int) -> None:
+    one = [b.row_id for b in Loader(cache, "train", batch_size=96, shuffle=True, seed=5).epoch(2)]
     ranks = [
-        list(
-            Loader(cache, "train", batch_size=96, shuffle=True, seed=5, rank=rank, world_size=world_size, pad=True, **memory).epoch(
-                2
-            )
-        )
+        list(Loader(cache, "train", batch_size=96, shuffle=True, seed=5, rank=rank, world_size=world_size, pad=True).epoch(2))
         for rank in range(world_size)
     ]
-    together = [torch.cat([b.row_id for b in step]) for step in zip(*ranks)]
+    together = [torch.stack([b.row_id for b in step], dim=1).flatten() for step in zip(*ranks)]  # rank r has every W-th row
     assert [ids[ids >= 0].tolist() for ids in together] == [ids.tolist() for ids in one]
 
 
@@ -98,7 +132,7 @@ def test_the_order_does_not_depend_on_the_number_of_ranks(cache: Cache, memory: 
     per_rank=st.integers(1, 40),
     world_size=st.integers(1, 5),
     shuffle=st.booleans(),
-    memory=st.sampled_from([KEPT, STREAMED]),
+    whole_bytes=st.sampled_from([0, 1 << 30]),
     mode=st.sampled_from(["keep", "drop", "pad"]),
 )
 def test_ranks_get_equal_batches(
@@ -108,9 +142,10 @@ def test_ranks_get_equal_batches(
     per_rank: int,
     world_size: int,
     shuffle: bool,
-    memory: dict,
+    whole_bytes: int,
     mode: str,
 ) -> None:
+    order.WHOLE_BYTES = whole_bytes  # small_blocks puts it back
     schema = Schema(features=(Feature(name="x", kind="numeric"),), tasks=(Task(name="y"),))
     cache = random_cache(tmp_path_factory.mktemp("cache") / "c", schema, {"train": num_rows}, rows_per_shard=70)
     batch_size = per_rank * world_size
@@ -119,7 +154,7 @@ def test_ranks_get_equal_batches(
     lost = {"keep": rest % world_size, "drop": rest, "pad": 0}[mode]
     try:
         loaders = [
-            Loader(cache, "train", batch_size=batch_size, rank=r, world_size=world_size, shuffle=shuffle, **how, **memory)
+            Loader(cache, "train", batch_size=batch_size, rank=r, world_size=world_size, shuffle=shuffle, **how)
             for r in range(world_size)
         ]
     except ValueError as error:
@@ -137,8 +172,8 @@ def test_ranks_get_equal_batches(
 
 @BOTH
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_start_batch_equals_skipping(cache: Cache, memory: dict, world_size: int) -> None:
-    loader = Loader(cache, "train", batch_size=50, shuffle=True, rank=world_size - 1, world_size=world_size, **memory)
+def test_start_batch_equals_skipping(cache: Cache, world_size: int) -> None:
+    loader = Loader(cache, "train", batch_size=50, shuffle=True, rank=world_size - 1, world_size=world_size)
     whole = list(loader.epoch(3))
     for start in (1, 7, loader.num_batches - 1, loader.num_batches):
         rest = list(loader.epoch(3, start_batch=start))
@@ -167,10 +202,13 @@ def naive_ids(rows: Rows, schema: Schema, feature: Feature, row: int) -> list[in
 
 
 @BOTH
-def test_contents_equal_a_naive_oracle(cache: Cache, schema: Schema, memory: dict) -> None:
+@pytest.mark.parametrize("gather", ["stock", "native"])
+@pytest.mark.parametrize("id_dtype", [torch.int32, torch.int64])
+def test_contents_equal_a_naive_oracle(cache: Cache, schema: Schema, gather: GatherKind, id_dtype: torch.dtype) -> None:
     split = cache.split("train")
     rows = Rows.cat([split.read(i, 0, shard.num_rows) for i, shard in enumerate(split.shards)])
-    for batch in Loader(cache, "train", batch_size=200, shuffle=True, rank=1, world_size=2, **memory).epoch(0):
+    how = {"gather": gather, "id_dtype": id_dtype}
+    for batch in Loader(cache, "train", batch_size=200, shuffle=True, rank=1, world_size=2, **how).epoch(0):
         picked = batch.row_id.tolist()
         assert torch.equal(batch.dense, rows.dense[picked]) and torch.equal(batch.labels, rows.labels[picked])
         assert batch.sparse.keys() == ["user", "tags", "top_tag"]
@@ -179,14 +217,14 @@ def test_contents_equal_a_naive_oracle(cache: Cache, schema: Schema, memory: dic
             expected = [naive_ids(rows, schema, feature, row) for feature in features for row in picked]
             assert keyed.lengths().tolist() == [len(ids) for ids in expected]
             assert keyed.values().tolist() == [i for ids in expected for i in ids]
-            assert keyed.values().dtype == torch.int64 and keyed.stride() == len(picked)
+            assert keyed.values().dtype == keyed.lengths().dtype == id_dtype and keyed.stride() == len(picked)
             for feature in features:
                 dense = keyed[feature.name].to_dense()
                 assert [ids.tolist() for ids in dense] == [naive_ids(rows, schema, feature, row) for row in picked]
 
 
 def test_batches_do_not_share_memory_with_the_kept_rows(cache: Cache) -> None:
-    loader = Loader(cache, "train", batch_size=NUM_ROWS, **KEPT)
+    loader = Loader(cache, "train", batch_size=NUM_ROWS)
     before = [t.clone() for t in (next(iter(loader.epoch(0))).dense,)]
     batch = next(iter(loader.epoch(0)))
     batch.dense.zero_()
@@ -225,8 +263,9 @@ def test_a_rank_without_any_row_gets_padding_only(tmp_path: Path, schema: Schema
     assert batches[1].weights.sum() == 0
 
 
+@STREAMED
 def test_an_error_while_reading_reaches_the_consumer(cache: Cache) -> None:
-    loader = Loader(cache, "train", batch_size=100, **STREAMED)
+    loader = Loader(cache, "train", batch_size=100)
     path = cache.folder / "train" / "00002" / "dense.npy"
     path.write_bytes(path.read_bytes()[:-40])
     batches = loader.epoch(0)
@@ -240,15 +279,19 @@ def test_a_kept_split_is_verified(cache: Cache) -> None:
     data[200] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"00002/ids.npy: altered"):
-        next(iter(Loader(cache, "train", batch_size=100, **KEPT).epoch(0)))
+        next(iter(Loader(cache, "train", batch_size=100).epoch(0)))
 
 
-def test_closing_early_stops_the_thread(cache: Cache) -> None:
-    batches = Loader(cache, "train", batch_size=10, **STREAMED).epoch(0)
+@STREAMED
+def test_closing_early_stops_the_threads(cache: Cache) -> None:
+    def running() -> set[str]:
+        return {t.name for t in threading.enumerate()} & {"loader-train", "reader-train"}
+
+    batches = Loader(cache, "train", batch_size=10).epoch(0)
     next(batches)
-    assert any(t.name == "loader-train" for t in threading.enumerate())
+    assert running() == {"loader-train", "reader-train"}
     batches.close()
-    assert not any(t.name == "loader-train" for t in threading.enumerate())
+    assert running() == set()
 
 
 def test_read_ahead_stays_within_its_depth_and_raises_in_place() -> None:

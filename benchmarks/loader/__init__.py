@@ -1,0 +1,1 @@
+"""How fast batches come: ours against other libraries' loaders, on the same generated rows, in one run."""

@@ -1,0 +1,72 @@
+/* Copies the rows of a batch to where a KeyedJaggedTensor wants them. One call does a whole batch (see gather.py).
+
+   A job is 8 integers: kind, out, in, offsets, index, num_rows, width, column. Addresses are those of contiguous arrays.
+     ROWS     in: [N] rows of `width` bytes; out: [num_rows] rows.
+     COLUMN   in: [N, width] int32; out: [num_rows], the values of `column`.
+     LISTS    in: int32 values; offsets: [N + 1] int64; out: the values of each list, one list after the other.
+     LENGTHS  offsets: [N + 1] int64; out: [num_rows], the lists' lengths.
+     ONES     out: [num_rows].
+   index: [num_rows] int64, the rows to copy, in that order. All but ROWS write int32, or int64 with the kind + 1. */
+
+#include <stdint.h>
+#include <string.h>
+
+enum { ROWS = 0, COLUMN = 2, LISTS = 4, LENGTHS = 6, ONES = 8, WIDE = 1, JOB_FIELDS = 8 };
+
+void gather(const int64_t *jobs, int64_t num_jobs) {
+  for (const int64_t *job = jobs; job < jobs + num_jobs * JOB_FIELDS; job += JOB_FIELDS) {
+    char *out = (char *)(intptr_t)job[1];
+    int32_t *narrow = (int32_t *)out;
+    int64_t *wide = (int64_t *)out;
+    const char *in = (const char *)(intptr_t)job[2];
+    const int32_t *ids = (const int32_t *)in;
+    const int64_t *offsets = (const int64_t *)(intptr_t)job[3];
+    const int64_t *index = (const int64_t *)(intptr_t)job[4];
+    const int64_t num_rows = job[5], width = job[6], column = job[7];
+    switch (job[0]) {
+    case ROWS:
+      for (int64_t i = 0; i < num_rows; i++)
+        memcpy(out + i * width, in + index[i] * width, (size_t)width);
+      break;
+    case COLUMN:
+      for (int64_t i = 0; i < num_rows; i++)
+        narrow[i] = ids[index[i] * width + column];
+      break;
+    case COLUMN | WIDE:
+      for (int64_t i = 0; i < num_rows; i++)
+        wide[i] = ids[index[i] * width + column];
+      break;
+    case LISTS:
+      for (int64_t i = 0; i < num_rows; i++) {
+        const int64_t first = offsets[index[i]], length = offsets[index[i] + 1] - first;
+        memcpy(narrow, ids + first, (size_t)length * sizeof(int32_t));
+        narrow += length;
+      }
+      break;
+    case LISTS | WIDE:
+      for (int64_t i = 0; i < num_rows; i++) {
+        const int64_t first = offsets[index[i]], length = offsets[index[i] + 1] - first;
+        for (int64_t j = 0; j < length; j++)
+          wide[j] = ids[first + j];
+        wide += length;
+      }
+      break;
+    case LENGTHS:
+      for (int64_t i = 0; i < num_rows; i++)
+        narrow[i] = (int32_t)(offsets[index[i] + 1] - offsets[index[i]]);
+      break;
+    case LENGTHS | WIDE:
+      for (int64_t i = 0; i < num_rows; i++)
+        wide[i] = offsets[index[i] + 1] - offsets[index[i]];
+      break;
+    case ONES:
+      for (int64_t i = 0; i < num_rows; i++)
+        narrow[i] = 1;
+      break;
+    case ONES | WIDE:
+      for (int64_t i = 0; i < num_rows; i++)
+        wide[i] = 1;
+      break;
+    }
+  }
+}
