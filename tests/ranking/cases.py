@@ -193,7 +193,7 @@ CASES: dict[str, Case] = {
     ),
     "feseq": Case(
         "feseq",
-        {"encoder": {**UNDROPPED, "attention_width": 6, "candidate_layers": 1}, **HEAD},
+        {"encoder": {**UNDROPPED, "attention_width": 6, "candidate_layers": 1}, "rows_per_pass": 5, **HEAD},
         {"encoder": {"attention_width": 64}, **WIDE_HEAD},
         NO_HISTORY,
     ),

@@ -9,12 +9,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from torchrec_models.layers.activations import Dice
 from torchrec_models.layers.mlp import MLP
 from torchrec_models.losses.auxiliary import AuxiliaryLoss, BranchLoss
 from torchrec_models.net import FieldSpec, Inputs, InputSpec, Net, NetConfig, SequenceSpec, TrainingOutput
 from torchrec_models.ranking.nested import NestedNet
-from torchrec_models.sequence.encoder import History, HistorySpec, SequenceEncoder
+from torchrec_models.sequence.encoder import Encoding, History, HistorySpec, SequenceEncoder
 
 
 class HistoryConfig(NetConfig):
@@ -69,9 +71,13 @@ class SequentialNet(Net):
     `auxiliary_units` is the MLP that predicts the labels from an encoder's auxiliary vector in training, given
     [candidate; vector; product] (DARE, SIM).
 
+    `rows_per_pass`, in training, encodes so many rows at a time and keeps only what goes in: backward encodes them anew. The
+    encoder's memory is then that of these rows, for about a third more time in it. 0: all rows at once.
+
     Raises:
         ValueError: no history; a name that is no sequence or field; parallel sequences of different `max_len`; decoupled
-            tables with an encoder that scores and sums the same vectors; a product of different widths.
+            tables with an encoder that scores and sums the same vectors; a product of different widths; `rows_per_pass` with
+            an encoder that normalises over the batch.
     """
 
     encoder_class: ClassVar[type[SequenceEncoder]]
@@ -82,6 +88,7 @@ class SequentialNet(Net):
         head: NestedNet = Field(default_factory=lambda: NestedNet.model_validate({"name": "dnn", "hidden_units": [200, 80]}))
         product: bool = False
         auxiliary_units: tuple[int, ...] = (200,)
+        rows_per_pass: int = Field(0, ge=0)
 
     def __init__(self, spec: InputSpec, config: Config) -> None:
         super().__init__()
@@ -99,6 +106,12 @@ class SequentialNet(Net):
         self.encoders = nn.ModuleList(encoders)
         self.auxiliary_weights = [e.auxiliary_weight for e in encoders]
         self.product = config.product
+        self.rows_per_pass = config.rows_per_pass
+        if config.rows_per_pass and any(isinstance(m, Dice | nn.BatchNorm1d) for m in self.encoders.modules()):
+            raise ValueError(
+                f"{self.encoder_class.__name__} normalises over the batch here (batch_norm, Dice), which rows_per_pass: "
+                f"{config.rows_per_pass} would take apart; use rows_per_pass: 0, or another activation"
+            )
         new = [f for h, e in zip(self.histories, encoders) for f in _new_fields(h, e, product=config.product)]
         self.num_new = len(new)
         self.left = [s for s in spec.sequences if s.name not in encoded]
@@ -119,6 +132,9 @@ class SequentialNet(Net):
         assert isinstance(config, SequentialNet.Config)
         return config.head.wants_first_order
 
+    def parallel_sequences(self) -> list[tuple[str, ...]]:
+        return [tuple(s.name for s in (*h.sequences, *h.attention, *h.intervals)) for h in self.histories]
+
     def auxiliary_losses(self) -> list[AuxiliaryLoss]:
         weights = filter(None, self.auxiliary_weights)
         own: list[AuxiliaryLoss] = [BranchLoss(name, weight=weight) for name, weight in zip(self.auxiliary, weights)]
@@ -133,7 +149,7 @@ class SequentialNet(Net):
         for resolved, names, encoder, weight in zip(self.histories, self.context, self.encoders, self.auxiliary_weights):
             history = _gather(resolved, names, fields, inputs)
             assert isinstance(encoder, SequenceEncoder)
-            pooled_BK, auxiliary_BE = encoder(history)
+            pooled_BK, auxiliary_BE = self._encode(encoder, history)
             vectors.append(pooled_BK)
             if self.product:
                 vectors.append(pooled_BK * encoder.target(history))
@@ -146,6 +162,13 @@ class SequentialNet(Net):
         if isinstance(output, TrainingOutput):
             return TrainingOutput(output.logits_BT, branches | output.branches)
         return TrainingOutput(output, branches) if branches else output
+
+    def _encode(self, encoder: nn.Module, history: History) -> Encoding:
+        if not (self.rows_per_pass and self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+            return encoder(history)
+        parts = zip(*(member.split(self.rows_per_pass) for member in history))
+        encodings = [checkpoint(encoder, History(*part), use_reentrant=False) for part in parts]
+        return Encoding(*(torch.cat(members) for members in zip(*encodings)))
 
     def _first_order(self, inputs: Inputs) -> Tensor:
         """First-order weights in the head's order: the histories' weights are summed into the first new field."""
@@ -238,7 +261,8 @@ def _gather(resolved: ResolvedHistory, context: list[str], fields: dict[str, Ten
         return torch.cat([fields[name] for name in names], dim=1) if names else nothing_B0
 
     def parallel(sequences: tuple[SequenceSpec, ...]) -> Tensor:
-        return torch.cat([inputs.sequences[s.name][0] for s in sequences], dim=2) if sequences else nothing_BL0
+        parts = [inputs.sequences[s.name][0] for s in sequences] or [nothing_BL0]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     target_BE, values_BLE = side_by_side([f.name for f in resolved.targets]), parallel(resolved.sequences)
     return History(
