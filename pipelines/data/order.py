@@ -37,11 +37,11 @@ class Window(NamedTuple):
 
     Attributes:
         runs: what to read, one after the other.
-        index: [rows used] int64, where in what was read each of them lies.
+        where: [rows used] int64, where in what was read each of them lies.
     """
 
     runs: tuple[Run, ...]
-    index: Tensor
+    where: Tensor
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Lanes(_Shuffled):
         self._lane_rows = deal.num_rows // NUM_LANES
         self._last = max(0, -(-self._lane_rows // BLOCK_ROWS) - 1)
         step = gcd(deal.world_size, NUM_LANES)
-        self._lanes = np.arange(deal.rank % step, NUM_LANES, step)
+        self._lanes = range(deal.rank % step, NUM_LANES, step)
 
     def window_of(self, row: int) -> int:
         position = self.deal.rank + row * self.deal.world_size
