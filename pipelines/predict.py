@@ -1,6 +1,5 @@
 """A table of any size through a trained model: rows stream in, predictions stream out in the same order."""
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
@@ -18,6 +15,7 @@ from .data.rows import BatchBuilder, Rows
 from .data.sources import Source, open_source
 from .data.transforms import Transforms
 from .distributed import Built, Processes, build_task, processes
+from .prediction_file import PredictionFile, check_not_input, check_output
 from .scoring import evaluation_mode
 
 
@@ -51,8 +49,7 @@ def predict(
             file, column and row.
         CheckpointError: no usable checkpoint.
     """
-    if out.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"output {out}: give a name that ends in .parquet or .csv")
+    check_output(out)
     if batch_rows < 1:
         raise ValueError(f"batch_rows: given {batch_rows}; must be at least 1")
     start = time.perf_counter()
@@ -67,19 +64,18 @@ def predict(
         row_id = [config.data.row_id] if config.data.row_id else []
         columns = list(dict.fromkeys([*transforms.columns.values(), *row_id]))
         source = open_source(config, list(inputs), columns=columns)
-        if any(out.resolve() == Path(file.path).resolve() for file in source.files):
-            raise ValueError(f"output {out}: is one of the inputs and would replace it; give another name")
+        check_not_input(out, [file.path for file in source.files])
         per_process = -(-batch_rows // procs.world_size)
         num_rows = 0
         bar = tqdm(total=source.num_rows, desc="predicting", unit="row", unit_scale=True, disable=not (progress and procs.is_first))
-        sink = _Writer(out, [t.name for t in schema.tasks], config.data.row_id, enabled=procs.is_first)
+        sink = PredictionFile(out, [t.name for t in schema.tasks], config.data.row_id, enabled=procs.is_first)
         with evaluation_mode(built), sink as writer, bar:
             binary = torch.tensor([t.kind == "binary" for t in schema.tasks], device=procs.device)
             scorer = _Scorer(built, transforms, BatchBuilder(schema), binary, procs)
             for chunk in _chunks(source, per_process * procs.world_size):
                 scores = _score(chunk, scorer, per_process)
                 if procs.is_first:
-                    writer.write(chunk, scores, first_row=num_rows)
+                    writer.write(chunk.column(config.data.row_id), scores, first_row=num_rows)
                 num_rows += chunk.num_rows
                 bar.update(chunk.num_rows)
     return PredictResult(num_rows, out, time.perf_counter() - start)
@@ -94,6 +90,10 @@ class _Chunk:
     @property
     def num_rows(self) -> int:
         return sum(batch.num_rows for batch, _, _ in self.pieces)
+
+    def column(self, name: str) -> pa.ChunkedArray | None:
+        """A column of all pieces; None for no name."""
+        return pa.chunked_array([batch.column(name) for batch, _, _ in self.pieces]) if name else None
 
     def slice(self, start: int, stop: int) -> list[tuple[pa.RecordBatch, str, int]]:
         out, at = [], 0
@@ -146,37 +146,3 @@ class _Scorer:
     build: BatchBuilder
     binary: torch.Tensor
     procs: Processes
-
-
-class _Writer:
-    """Predictions to Parquet or CSV. Nothing bears the final name before the last row is on disk."""
-
-    def __init__(self, out: Path, tasks: list[str], row_id: str, *, enabled: bool) -> None:
-        self.out, self.tasks, self.row_id, self.enabled = out, tasks, row_id, enabled
-        self.partial = out.with_name(out.name + ".partial")
-        self._sink: pq.ParquetWriter | pa.csv.CSVWriter | None = None
-
-    def __enter__(self) -> "_Writer":
-        if self.enabled:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def write(self, chunk: _Chunk, scores_NT: np.ndarray, *, first_row: int) -> None:
-        if self.row_id:
-            ids = pa.chunked_array([batch.column(self.row_id) for batch, _, _ in chunk.pieces])
-        else:
-            ids = pa.array(np.arange(first_row, first_row + chunk.num_rows))
-        columns = {self.row_id or "row": ids} | {t: pa.array(scores_NT[:, i]) for i, t in enumerate(self.tasks)}
-        table = pa.table(columns)
-        if self._sink is None:
-            make = pq.ParquetWriter if self.out.suffix == ".parquet" else pa.csv.CSVWriter
-            self._sink = make(str(self.partial), table.schema)
-        self._sink.write_table(table)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._sink is not None:
-            self._sink.close()
-            if kind is None:
-                os.replace(self.partial, self.out)
-            else:
-                self.partial.unlink()
