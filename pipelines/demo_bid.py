@@ -24,6 +24,7 @@ from torchrec_models import Bundle
 
 from .auction_report import Replayed, write_auction_report
 from .auctions import Comparison, Day, compare
+from .calibrate import calibrate_run
 from .config import RunConfig, load, write_yaml
 from .config.text import read_yaml
 from .data.auctions import auction_log, write_log
@@ -59,6 +60,8 @@ def demo_bid(*, data_dir: Path | None = None, num_requests: int = 10_000, num_ro
     result = train(config)
     evaluate_run(result.run, split="test")
     bundle_folder = folder / "bundle"
+    if config.data.valid:  # else there are no rows to fit a calibration on that are not the test's
+        print(calibrate_run(result.run))
     export_run(result.run, out=bundle_folder, overwrite=True)
     bundle = Bundle(bundle_folder)
     tuning, test = (_table(config, paths) for paths in (config.data.valid or config.data.train, config.data.test))
@@ -189,7 +192,8 @@ def bid_request(row: dict[str, Any]) -> dict[str, Any]:
 def send(address: str, table: pa.Table) -> Replayed:
     """The exchange's part: each line becomes a request; a bid above the line's market price wins, and the bidder is told."""
     connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=30)
-    prices, seconds, shown = np.full(table.num_rows, np.nan), np.zeros(table.num_rows), []
+    prices, seconds = np.full(table.num_rows, np.nan), np.zeros(table.num_rows)
+    shown: list[tuple[dict[str, Any], dict[str, Any], float]] = []
     wins = clicks = 0
     spend = 0.0
     for i, row in enumerate(table.to_pylist()):
@@ -253,7 +257,8 @@ def summary(
         )
     else:
         metrics = json.loads((Path(config.run) / "evaluation" / "test" / "metrics.json").read_text())["tasks"]["click"]["metrics"]
-        auc, ratio = (m["value"] if isinstance(m := metrics[k], dict) else m for k in ("auc", "calibration_ratio"))
+        auc = m["value"] if isinstance(m := metrics["auc"], dict) else m
+        ratio = test.p.sum() / num_clicks
         lines += [
             f"\nTest day: {len(test.p):,} impressions, {num_clicks} clicks, AUC {auc:.4f}, predicted / actual clicks {ratio:.3f}",
             "The same money spent by two bidders (second price, simulated on the market prices of the log):",

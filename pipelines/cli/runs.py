@@ -1,4 +1,4 @@
-"""Verbs that make and use trained runs: train, evaluate, predict, export."""
+"""Verbs that make and use trained runs: train, evaluate, calibrate, predict, export."""
 
 import argparse
 import os
@@ -16,6 +16,16 @@ def add(verbs: argparse._SubParsersAction) -> None:
     add_run_folder(evaluate)
     evaluate.add_argument("--split", default="test", help="train, valid or test (default: test)")
 
+    calibrate = add_verb(
+        verbs, "calibrate", _calibrate, "fit predicted to actual rates on held-out rows; trm export then puts it into the graph"
+    )
+    add_run_folder(calibrate)
+    calibrate.add_argument("--split", default="valid", help="valid or test (default: valid)")
+    calibrate.add_argument("--method", choices=("platt", "temperature", "none"), default="platt", help="default: platt")
+    calibrate.add_argument(
+        "--negative-rate", type=float, default=1.0, help="share of negatives that the log kept (default: 1); corrects the log-odds"
+    )
+
     predict = add_verb(verbs, "predict", _predict, "score raw rows of any size to Parquet or CSV, in input order")
     add_run_folder(predict)
     predict.add_argument("inputs", nargs="+", help="files, globs or folders of raw rows")
@@ -28,6 +38,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     add_run_folder(export)
     export.add_argument("--out", type=Path, help="bundle folder; default: RUN/bundle")
     export.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    export.add_argument("--no-calibration", action="store_true", help="leave out what trm calibrate found")
 
     reproduce = add_verb(
         verbs,
@@ -79,10 +90,16 @@ def _predict(args: argparse.Namespace) -> None:
         print(f"{result.out}: {result.num_rows:,} rows in {result.seconds:.1f} s ({result.num_rows / result.seconds:,.0f} rows/s)")
 
 
+def _calibrate(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines.calibrate import calibrate_run
+
+    print(calibrate_run(args.run, split=args.split, method=args.method, negative_rate=args.negative_rate, which=args.which))
+
+
 def _export(args: argparse.Namespace) -> None:
     from torchrec_models.pipelines.export.run import export_run
 
-    print(export_run(args.run, out=args.out, which=args.which, overwrite=args.overwrite))
+    print(export_run(args.run, out=args.out, which=args.which, overwrite=args.overwrite, calibrated=not args.no_calibration))
 
 
 def _reproduce(args: argparse.Namespace) -> None:

@@ -7,8 +7,9 @@ An EmbeddingBagCollection exports to one ONNX Loop per table; a Gather over padd
 the same sums many times faster. Ids arrive as flat rows, see `slots.SlotLayout`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torchrec_models.model import Ranker, Retriever
 from torchrec_models.net import Inputs
 from torchrec_models.schema import Schema, Side, Task
 
+from ..calibration import Affine
 from ..serving.slots import FeatureSlots, SlotLayout
 
 
@@ -142,18 +144,23 @@ class RankingGraph(nn.Module):
     """ids [B, S], dense [B, D] -> predictions [B, T]: probabilities of binary tasks, values of regression tasks.
 
     A model without ids or without dense features takes the other one alone.
+
+    Args:
+        calibration: of binary tasks by name, applied to their logits.
     """
 
-    def __init__(self, model: Ranker, layout: SlotLayout) -> None:
+    def __init__(self, model: Ranker, layout: SlotLayout, calibration: Mapping[str, Affine] = MappingProxyType({})) -> None:
         super().__init__()
         schema = model.embedding.schema
         self.takes = _Inputs(layout.num_slots, len(schema.dense))
         self.embedding = FlatEmbedding(model.embedding, layout, side="")
         self.net = model.net
         self.tasks = schema.tasks
+        self.calibration = dict(calibration)
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        return predictions(self.net(self.embedding(*self.takes.both(tensors))), self.tasks)
+        logits_BT = self.net(self.embedding(*self.takes.both(tensors)))
+        return predictions(calibrated(logits_BT, self.tasks, self.calibration), self.tasks)
 
 
 class TowerGraph(nn.Module):
@@ -186,6 +193,14 @@ class _Inputs:
     def example(self, num_rows: int) -> tuple[Tensor, ...]:
         shapes = {"ids": torch.zeros(num_rows, self.num_slots, dtype=torch.int64), "dense": torch.zeros(num_rows, self.num_dense)}
         return tuple(shapes[name] for name in self.names)
+
+
+def calibrated(logits_BT: Tensor, tasks: Sequence[Task], calibration: Mapping[str, Affine]) -> Tensor:
+    """Scale and shift each task's logits; tasks without calibration stay as they are."""
+    if not calibration:
+        return logits_BT
+    affine = [calibration.get(t.name, Affine()) for t in tasks]
+    return logits_BT * torch.tensor([a.scale for a in affine]) + torch.tensor([a.shift for a in affine])
 
 
 def predictions(logits_BT: Tensor, tasks: Sequence[Task]) -> Tensor:

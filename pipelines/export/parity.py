@@ -6,6 +6,7 @@ Shapes in names: N rows, T outputs.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 
 from torchrec_models.model import Ranker, Retriever
 
+from ..calibration import Affine
 from ..data.loader import to_batch
 from ..data.transforms import Transforms
 from ..data.values import is_list, is_text, one_array, plain
 from ..serving.bundle import Graph, scaled_difference
-from .graph import predictions
+from .graph import calibrated, predictions
 
 NUM_EXAMPLES = 5
 
@@ -48,11 +50,14 @@ class ParityReport:
 
 
 @torch.no_grad()
-def reference_answers(model: Ranker | Retriever, transforms: Transforms, rows: pa.Table) -> dict[str, np.ndarray]:
+def reference_answers(
+    model: Ranker | Retriever, transforms: Transforms, rows: pa.Table, *, calibration: Mapping[str, Affine] = MappingProxyType({})
+) -> dict[str, np.ndarray]:
     """PyTorch's answers [N, T] by graph name, through the model's own TorchRec collections."""
     batch = to_batch(transforms.schema, transforms.encode(rows, where="rows for the parity check"))
     if isinstance(model, Ranker):
-        return {"model": predictions(model(batch), transforms.schema.tasks).float().numpy()}
+        tasks = transforms.schema.tasks
+        return {"model": predictions(calibrated(model(batch), tasks, calibration), tasks).float().numpy()}
     query, candidate = model(batch)
     return {"query": query.float().numpy(), "candidate": candidate.float().numpy()}
 

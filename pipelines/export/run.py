@@ -25,7 +25,8 @@ def export_run(
         calibrated: put what `trm calibrate` found, if it was run, into the graph.
 
     Raises:
-        ValueError: a calibration of another checkpoint, no raw rows to check with, a bundle in the way, or one that differs from PyTorch (see `export`).
+        ValueError: a calibration of another checkpoint, no raw rows to check with, a bundle in the way, or one that differs from
+            PyTorch (see `export`).
         CheckpointError: no usable checkpoint.
     """
     loaded = checkpoint.load_model(path, which=which)
