@@ -1,4 +1,4 @@
-"""Writes cpu.txt, cuda.txt and dev.txt: every package with its exact version, transitive ones included.
+"""Writes cpu.txt, cuda.txt, dev.txt and serve.txt: every package with its exact version, transitive ones included.
 
     python3.11 requirements/lock.py python3.10 python3.11 python3.12        one interpreter, with pip, per supported Python
 
@@ -21,10 +21,13 @@ CUDA_TORCH = f"{TORCH},!=2.13.0+cpu"  # where pip can see a CPU build too, it wo
 # torchrec's own metadata asks for the CUDA package fbgemm-gpu, so on a CPU machine its other requirements are named here instead.
 TORCHREC = "torchrec==1.8.0"
 RUN = ["torchmetrics==1.0.3", "pyre-extensions", "tensordict", "torchx==0.7.0", "setuptools>=77"]
+SERVE = ["numpy", "pyarrow", "onnxruntime", "pydantic", "PyYAML", "tqdm"]
+SERVE += ["uvicorn", "uvloop", "httptools", "msgspec", "prometheus_client"]
 DEV = ["pytest", "ruff", "mypy", "hypothesis", "scikit-learn", "types-PyYAML", "types-tqdm"]
 HEADERS = {
     "cpu": "A machine without a GPU. torchrec comes without its own requirements: those name fbgemm-gpu, the CUDA package.",
     "cuda": "A Linux machine with an NVIDIA GPU. Resolved on a machine without one; it has not been run on a GPU yet.",
+    "serve": "What trm serve, trm predict BUNDLE and the class Bundle need: no torch. A subset of cpu.txt.",
     "dev": "What tests and lint need, on top of cpu.txt or cuda.txt.",
 }
 
@@ -78,6 +81,7 @@ def main(pythons: list[str]) -> None:
         name, _, pins[name] = TORCHREC.partition("==")
     cpu = {p: {n: v for n, v in pins.items() if not is_cuda(n)} for p, pins in cpu.items()}
     write("cpu", merge(cpu))
+    write("serve", merge({names[p]: resolve(p, SERVE, constraints) for p in pythons}))
     dev = {names[p]: resolve(p, DEV, constraints) for p in pythons}
     write("dev", merge({p: {n: v for n, v in pins.items() if n not in cpu[p]} for p, pins in dev.items()}))
 
