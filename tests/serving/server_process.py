@@ -74,7 +74,7 @@ class Served:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str | Path) -> Iterator[Served]:
+def serving(folder: Path, *arguments: str | Path, make: type[Served] = Served) -> Iterator[Served]:
     """`trm serve *arguments` on a free port, with its log in `folder`; ended at the end."""
     code = "import sys; from torchrec_models.pipelines.cli import main; sys.exit(main())"
     log = folder / "serve.log"
@@ -82,7 +82,7 @@ def serving(folder: Path, *arguments: str | Path) -> Iterator[Served]:
     with log.open("w") as err, (folder / "serve.out").open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=err)
     try:
-        yield Served(process, log)
+        yield make(process, log)
     finally:
         if process.poll() is None:
             process.terminate()
