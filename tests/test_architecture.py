@@ -159,6 +159,10 @@ def everything_behind(start: str) -> dict[str, str]:
     [
         ("torchrec_models.pipelines.data.transforms", {"numpy", "pyarrow"}),  # runs in bundles and servers, without torch
         ("torchrec_models.pipelines.serving.bundle", {"numpy", "pyarrow", "onnxruntime"}),
+        (
+            "torchrec_models.pipelines.serving.server",
+            {"numpy", "pyarrow", "onnxruntime", "uvicorn", "msgspec", "prometheus_client", "pydantic", "pydantic_core", "yaml"},
+        ),
         ("torchrec_models.pipelines.cli", set()),  # `trm --help` is quick
         ("torchrec_models.pipelines.config", {"pydantic", "pydantic_core", "yaml"}),
         ("torchrec_models.schema", set()),
