@@ -27,7 +27,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     )
 
     predict = add_verb(verbs, "predict", _predict, "score raw rows of any size to Parquet or CSV, in input order")
-    add_run_folder(predict)
+    add_run_folder(predict, kinds="run, of one checkpoint, or a bundle (scored by ONNX Runtime, without torch)")
     predict.add_argument("inputs", nargs="+", help="files, globs or folders of raw rows")
     predict.add_argument("--out", type=Path, required=True, help="predictions.parquet or predictions.csv")
     predict.add_argument("--batch-rows", type=int, default=16_384, help="rows scored at a time (default: 16384)")
@@ -83,6 +83,12 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines.serving.predict_files import is_bundle, predict_files
+
+    if is_bundle(args.run):
+        num_rows, seconds = predict_files(args.run, args.inputs, args.out, batch_rows=args.batch_rows)
+        print(f"{args.out}: {num_rows:,} rows in {seconds:.1f} s ({num_rows / seconds:,.0f} rows/s, ONNX Runtime)")
+        return
     from torchrec_models.pipelines.predict import predict
 
     result = predict(args.run, args.inputs, args.out, which=args.which, batch_rows=args.batch_rows)
