@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .linear import SplitLinear
+from .small_attention import small_attention, suits_small_attention
 
 LayerNormPlace = Literal["none", "pre_relu", "post_relu"]
 Residual = Literal["none", "identity", "project", "auto"]
@@ -80,20 +81,24 @@ class InteractingLayer(nn.Module):
         projected = self.projections(x_BNE)
         if self.qkv_relu:
             projected = F.relu(projected)
-        query_BNA, key_BNA, value_BNA, *projected_residual = projected.split(self.projections.out_widths, dim=-1)
-        out_BHNW = F.scaled_dot_product_attention(
-            self._heads(query_BNA),
-            self._heads(key_BNA),
-            self._heads(value_BNA),
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=self.scale,
-        )
-        out_BNA = out_BHNW.unflatten(1, (*x_BNE.shape[1:-2], self.num_heads)).transpose(-2, -3).flatten(-2)
+        widths = self.projections.out_widths
+        qkv_BNC, *projected_residual = projected.split([sum(widths[:3]), *widths[3:]], dim=-1)
+        out_BNA = self._attend(qkv_BNC)
         if self.residual == "project":
             out_BNA = out_BNA + projected_residual[0]
         elif self.residual == "identity":
             out_BNA = out_BNA + x_BNE
         return self.norm_after(F.relu(self.norm_before(out_BNA)))
+
+    def _attend(self, qkv_BNC: Tensor) -> Tensor:
+        """[B, N, 3 A] -> [B, N, A]."""
+        dropout = self.dropout if self.training else 0.0
+        if suits_small_attention(qkv_BNC):
+            out = small_attention(qkv_BNC.flatten(0, -3), num_heads=self.num_heads, scale=self.scale, dropout=dropout)
+            return out.unflatten(0, qkv_BNC.shape[:-2])
+        query_BHNW, key_BHNW, value_BHNW = (self._heads(x_BNA) for x_BNA in qkv_BNC.chunk(3, dim=-1))
+        out_BHNW = F.scaled_dot_product_attention(query_BHNW, key_BHNW, value_BHNW, dropout_p=dropout, scale=self.scale)
+        return out_BHNW.unflatten(1, (*qkv_BNC.shape[1:-2], self.num_heads)).transpose(-2, -3).flatten(-2)
 
     def _heads(self, x_BNA: Tensor) -> Tensor:
         """[B, N, A] -> [B, H, N, W]. Groups count as heads: fused kernels on GPUs take at most 65,535 as the first size."""

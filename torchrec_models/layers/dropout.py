@@ -41,8 +41,8 @@ def _draws_bytes(x: Tensor) -> bool:
     return x.is_cpu and not torch.compiler.is_compiling()
 
 
-def _keep_mask(x: Tensor, p: float) -> Tensor:
-    """int8 of the shape of `x`: 0 with probability `p`, else 1."""
+def keep_mask(x: Tensor, p: float) -> Tensor:
+    """int8 of the shape of `x`, which is on the CPU: 0 with probability `p`, else 1."""
     num_words = -(-x.numel() // 8)
     lanes = torch.empty(num_words, dtype=torch.int64).random_(-(2**63), None).view(torch.int8)[: x.numel()].view(x.shape)
     lowest_kept = torch.rand(*x.shape[:-1], 1).add_(256 * p - 128).floor_().to(torch.int8)
@@ -52,7 +52,7 @@ def _keep_mask(x: Tensor, p: float) -> Tensor:
 class _Dropout(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        mask = _keep_mask(x, p)
+        mask = keep_mask(x, p)
         ctx.save_for_backward(mask)
         ctx.scale = 1 / (1 - p)
         return torch.mul(x, mask).mul_(ctx.scale)
@@ -69,7 +69,7 @@ class _ReluDropout(Function):
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         ctx.mark_dirty(x)
         ctx.scale = 1 / (1 - p)
-        y = x.relu_().mul_(_keep_mask(x, p)).mul_(ctx.scale)
+        y = x.relu_().mul_(keep_mask(x, p)).mul_(ctx.scale)
         ctx.save_for_backward(y)
         return y
 
