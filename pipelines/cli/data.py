@@ -1,6 +1,8 @@
-"""Verbs that make and read caches: prepare."""
+"""Verbs that make and read caches: prepare, data."""
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 
 from .arguments import add_config, add_verb
 
@@ -9,6 +11,25 @@ def add(verbs: argparse._SubParsersAction) -> None:
     prepare = add_verb(verbs, "prepare", _prepare, "read the data, fit the transforms on the training rows, write the shard cache")
     add_config(prepare)
     prepare.add_argument("--force", action="store_true", help="replace a cache that was prepared from other data or settings")
+    _add_data(verbs)
+
+
+def _add_data(verbs: argparse._SubParsersAction) -> None:
+    data = add_verb(verbs, "data", lambda args: None, "look into a prepared cache: inspect, verify, head, stats")
+    looks = data.add_subparsers(dest="look", required=True, metavar="LOOK")
+
+    def add_look(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+        look = add_verb(looks, name, run, text)
+        look.add_argument("target", type=Path, help="cache folder, or the YAML config that names it")
+        return look
+
+    add_look("inspect", _inspect, "what the manifest says: splits, features, tables, sources, versions")
+    add_look("verify", _verify, "read every byte and compare it with the checksums; names each file that is missing or altered")
+    head = add_look("head", _head, "the first rows, back in raw values where the vocabularies allow it")
+    head.add_argument("--split", default="train", help="train, valid or test (default: train)")
+    head.add_argument("--rows", type=int, default=3, help="default: 3")
+    stats = add_look("stats", _stats, "numbers, ids, labels by split and by day, as text and as one HTML page")
+    stats.add_argument("--html", type=Path, help="the page; default: <cache>.stats.html beside the cache folder")
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -21,3 +42,41 @@ def _prepare(args: argparse.Namespace) -> None:
         labels = ", ".join(f"{k} {v:.4f}" for k, v in split.label_mean.items())
         print(f"{name:6} {split.num_rows:>12,} rows" + (f"   mean label: {labels}" if labels else ""))
     print(f"{cache.folder}: {cache.num_bytes / 2**20:,.1f} MiB; next: trm train {args.config}")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines.data.shards import Cache
+    from torchrec_models.pipelines.inspection.overview import inspect
+    from torchrec_models.pipelines.inspection.target import cache_folder
+
+    print(inspect(Cache.open(cache_folder(args.target))))
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines.inspection.overview import verify
+    from torchrec_models.pipelines.inspection.target import cache_folder
+
+    folder = cache_folder(args.target)
+    verdict = verify(folder)
+    verdict.raise_if_bad()
+    print(f"{folder}: sound; {verdict.num_files:,} files, {verdict.num_bytes / 2**20:,.1f} MiB are as they were written")
+
+
+def _head(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines.data.shards import Cache
+    from torchrec_models.pipelines.inspection.head import head, text
+    from torchrec_models.pipelines.inspection.target import cache_folder
+
+    print(text(head(Cache.open(cache_folder(args.target)), args.split, num_rows=args.rows)))
+
+
+def _stats(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines.data.shards import Cache
+    from torchrec_models.pipelines.inspection.page import table, write_page
+    from torchrec_models.pipelines.inspection.statistics import statistics
+    from torchrec_models.pipelines.inspection.target import cache_folder
+
+    cache = Cache.open(cache_folder(args.target))
+    stats = statistics(cache)
+    print(table(stats))
+    print(f"\nwrote {write_page(args.html or cache.folder.with_name(cache.folder.name + '.stats.html'), cache, stats)}")

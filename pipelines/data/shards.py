@@ -241,6 +241,18 @@ class Cache:
         Raises:
             ValueError: if the folder holds no finished cache, one of another format version, or an altered one.
         """
+        cache = cls.without_looking_at_files(folder)
+        for path, entry in cache.files():
+            entry.check_size(path)
+        return cache
+
+    @classmethod
+    def without_looking_at_files(cls, folder: str | Path) -> "Cache":
+        """What the manifest says, for those who then look at the files themselves.
+
+        Raises:
+            ValueError: as `open`, but for the files.
+        """
         folder = Path(folder)
         manifest = read_manifest(folder)
         schema = Schema.from_dict(manifest["schema"])
@@ -248,10 +260,7 @@ class Cache:
         for name, raw in manifest["splits"].items():
             shards = (Shard.from_json(folder / name / f"{i:05d}", one) for i, one in enumerate(raw["shards"]))
             splits[name] = SplitData(name, schema, tuple(shards))
-        cache = cls(folder, manifest, schema, splits)
-        for path, entry in cache.files():
-            entry.check_size(path)
-        return cache
+        return cls(folder, manifest, schema, splits)
 
     @property
     def fingerprint(self) -> str:

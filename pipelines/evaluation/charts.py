@@ -166,6 +166,32 @@ def two_by_group(
         return _svg(figure, name)
 
 
+def counts(edges: Sequence[float], count: Sequence[float], *, xlabel: str, name: str, logarithmic: bool = False) -> str:
+    """How many rows lie in each bin."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(xlabel, "rows")
+        axes.stairs(np.asarray(count, np.float64), np.asarray(edges, np.float64), color=MODEL, fill=True, alpha=0.55)
+        if logarithmic:
+            axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        return _svg(figure, name)
+
+
+def rate_over_time(periods: Sequence[str], series: Mapping[str, Sequence[float]], *, name: str) -> str:
+    """A rate per day (or other period), one line per label; days without rows are gaps."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes("", "mean label")
+        at = np.arange(len(periods))
+        for (label, values), colour in zip(series.items(), (MODEL, BASE, MUTED)):
+            axes.plot(at, values, color=colour, marker="o", markersize=3, linewidth=1.4, label=label)
+        shown = np.unique(np.linspace(0, len(periods) - 1, min(len(periods), 5)).round().astype(int))
+        axes.set_xticks(shown, [periods[i] for i in shown])
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        if len(series) > 1:
+            axes.legend(loc="best")
+        return _svg(figure, name)
+
+
 def _thinned(values: Sequence[float], most: int = 400) -> NDArray[np.float64]:
     """At most `most` means of neighbours: a long run's log would make a page of megabytes that shows no more."""
     return np.array([part.mean() for part in np.array_split(np.asarray(values, dtype=np.float64), min(len(values), most))])
