@@ -168,6 +168,10 @@ class Net(nn.Module):
         """Whether a net of this config reads `Inputs.first_order_BF`; a net with others inside it asks them."""
         return cls.first_order
 
+    def parallel_sequences(self) -> Sequence[tuple[str, ...]]:
+        """Sequences read side by side, event by event, which must be equally long in every row."""
+        return ()
+
     def auxiliary_losses(self) -> Sequence["AuxiliaryLoss"]:
         """What is added to the loss in training; these read the branches of the net's `TrainingOutput`."""
         return ()

@@ -164,7 +164,10 @@ class CategoricalConfig(Section):
 
 
 class SequenceConfig(Section):
-    """Ids in order (a history). `keep` says which end survives `max_len`."""
+    """Ids in order (a history). `keep` says which end survives `max_len`.
+
+    `aligned_with` names another sequence of the same events: a row in which one has more values than the other is refused.
+    """
 
     kind: Literal["sequence"]
     column: str = ""
@@ -175,6 +178,7 @@ class SequenceConfig(Section):
     max_len: int = Field(50, ge=1)
     separator: str = ""
     keep: Literal["last", "first"] = "last"
+    aligned_with: str = ""
     side: Side = ""
 
 

@@ -94,6 +94,7 @@ class Fitter:
             max_len=feature.max_len,
             separator=feature.separator,
             keep=feature.keep if isinstance(feature, SequenceConfig) else "first",
+            aligned_with=feature.aligned_with if isinstance(feature, SequenceConfig) else "",
         )
 
     def _kind(self, table: str) -> Kind:

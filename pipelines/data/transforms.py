@@ -6,8 +6,9 @@ On disk: `transforms.json` (the schema and each feature's and table's fitted sta
 
 import difflib
 import json
+import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +52,7 @@ class IdsTransform:
     Args:
         separator: cuts text into values; empty where the column holds lists.
         keep: the end that survives `max_len`.
+        aligned_with: another sequence, which must have as many values in every row, before either is cut; empty: none.
     """
 
     column: str
@@ -59,6 +61,7 @@ class IdsTransform:
     max_len: int = 1
     separator: str = ""
     keep: Literal["first", "last"] = "first"
+    aligned_with: str = ""
 
     def flat(self, column: pa.Array, place: Place) -> tuple[pa.Array, np.ndarray | None]:
         """Single values and, for many, their offsets [N + 1] int64.
@@ -85,6 +88,12 @@ class IdsTransform:
             hint = "set separator" if is_text(column_type) else "use kind: categorical with max_len: 1"
             raise place.column_error(f"the feature takes lists, and the column has type {column_type}; {hint}")
         return explode(column, separator=self.separator, max_len=self.max_len, keep=self.keep)
+
+    def num_values(self, column: pa.Array, place: Place) -> np.ndarray:
+        """[N] values in each row, of which `flat` keeps up to `max_len`."""
+        _, offsets = replace(self, max_len=sys.maxsize).flat(column, place)
+        assert offsets is not None
+        return np.diff(offsets)
 
     def list_finder(self, table: IdTransform) -> Callable[[Any], list[int]]:
         """A function from one plain value (a list, separated text, None) to what `flat` and `table.encode` give for it."""
@@ -169,9 +178,24 @@ class Transforms:
                     values, offsets = feature.flat(arrays[feature.column], place)
                     at = place if offsets is None else place.with_offsets(offsets)
                     ids[name] = (self.tables[feature.table].encode(values, at), offsets)
+                    self._check_aligned(feature, arrays, place)
             except ValueError as error:
                 raise ValueError(f"feature {name!r}: {error}") from None
         return Encoded(dense=dense, ids=ids, num_rows=batch.num_rows)
+
+    def _check_aligned(self, feature: IdsTransform, arrays: dict[str, pa.Array], place: Place) -> None:
+        if not feature.aligned_with:
+            return
+        other = self.features[feature.aligned_with]
+        assert isinstance(other, IdsTransform)
+        found = feature.num_values(arrays[feature.column], place)
+        expected = other.num_values(arrays[other.column], replace(place, column=other.column))
+        different = np.flatnonzero(found != expected)
+        if len(different):
+            row = int(different[0])
+            raise place.error(
+                row, f"{found[row]} values, and column {other.column!r} has {expected[row]}; they are to be of the same events"
+            )
 
     def _check_columns(self, given: list[str], where: str) -> None:
         missing = sorted(set(self.columns.values()) - set(given))

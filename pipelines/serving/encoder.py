@@ -41,6 +41,11 @@ class RowEncoder:
                 self._many.append((feature.column, slot.first_slot, slot.first_row, rows_of))
             else:
                 self._single.append((feature.column, slot.first_slot, slot.first_row, finders[feature.table]))
+        self._aligned = [
+            (feature.column, transforms.columns[feature.aligned_with])
+            for feature in transforms.features.values()
+            if not isinstance(feature, NumericTransform) and feature.aligned_with
+        ]
         self.num_slots = layout.num_slots
         self.num_dense = len(self._numeric)
 
@@ -68,6 +73,10 @@ class RowEncoder:
         if type(row) is not dict or not row.keys() <= self._columns:
             raise Undecided
         get = row.get
+        for column, other in self._aligned:
+            one, two = get(column), get(other)
+            if type(one) is not list or type(two) is not list or len(one) != len(two):
+                raise Undecided
         out = [0] * self.num_slots
         for column, slot, first_row, row_of in self._single:
             out[slot] = first_row + row_of(get(column))

@@ -95,14 +95,14 @@ def test_dice_is_batch_norm_over_the_events_alone():
     dice.alpha_C.data.normal_()
     x_BLC, mask_BL = torch.randn(5, 4, 3).double(), torch.rand(5, 4) < 0.6
     x_BLC[~mask_BL] = 100.0  # would pull mean and variance far away
-    mean_C, variance_C = dice.mean_C.clone(), dice.variance_C.clone()
+    mean_C, variance_C = dice.running_mean.clone(), dice.running_var.clone()
     found_BLC = dice(x_BLC, mask_BL)
     x_NC = x_BLC[mask_BL]
     gate_NC = F.batch_norm(x_NC, mean_C, variance_C, training=True, momentum=0.01, eps=1e-9).sigmoid()
     torch.testing.assert_close(found_BLC[mask_BL], gate_NC * x_NC + dice.alpha_C * (1 - gate_NC) * x_NC, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close((dice.mean_C, dice.variance_C), (mean_C, variance_C), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close((dice.running_mean, dice.running_var), (mean_C, variance_C), rtol=1e-12, atol=1e-12)
     dice(x_BLC, torch.zeros(5, 4, dtype=torch.bool))
-    torch.testing.assert_close((dice.mean_C, dice.variance_C), (mean_C, variance_C), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close((dice.running_mean, dice.running_var), (mean_C, variance_C), rtol=1e-12, atol=1e-12)
     dice.eval()
     gate_NC = F.batch_norm(x_NC, mean_C, variance_C, eps=1e-9).sigmoid()
     torch.testing.assert_close(dice(x_NC), gate_NC * x_NC + dice.alpha_C * (1 - gate_NC) * x_NC, rtol=1e-12, atol=1e-12)

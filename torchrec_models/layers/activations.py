@@ -23,36 +23,36 @@ class Dice(nn.Module):
     statistics to what an empty position gives, has no part in them.
     """
 
-    mean_C: Tensor
-    variance_C: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.alpha_C = nn.Parameter(torch.empty(width))
-        self.register_buffer("mean_C", torch.empty(width))
-        self.register_buffer("variance_C", torch.empty(width))
+        self.register_buffer("running_mean", torch.empty(width))
+        self.register_buffer("running_var", torch.empty(width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.alpha_C)
-        nn.init.zeros_(self.mean_C)
-        nn.init.ones_(self.variance_C)
+        nn.init.zeros_(self.running_mean)
+        nn.init.ones_(self.running_var)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        mean_C, variance_C = self._batch_statistics(x, mask) if self.training else (self.mean_C, self.variance_C)
+        mean_C, variance_C = self._batch_statistics(x, mask) if self.training else (self.running_mean, self.running_var)
         gate = torch.sigmoid((x - mean_C) * torch.rsqrt(variance_C + EPSILON))
         return x * (gate + (1 - gate) * self.alpha_C)
 
     def _batch_statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        x_NC = x.flatten(0, -2).to(self.mean_C.dtype)
+        x_NC = x.flatten(0, -2).to(self.running_mean.dtype)
         weights_N1 = torch.ones_like(x_NC[:, :1]) if mask is None else mask.flatten()[:, None].to(x_NC.dtype)
         count = weights_N1.sum()
         mean_C = (x_NC * weights_N1).sum(dim=0) / count.clamp(min=1)
         variance_C = ((x_NC - mean_C).square() * weights_N1).sum(dim=0) / count.clamp(min=1)
         with torch.no_grad():
             step = MOMENTUM * (count > 0).to(count.dtype)  # a batch of empty histories teaches nothing
-            self.mean_C.lerp_(mean_C.detach(), step)
-            self.variance_C.lerp_(variance_C.detach() * count / (count - 1).clamp(min=1), step)
+            self.running_mean.lerp_(mean_C.detach(), step)
+            self.running_var.lerp_(variance_C.detach() * count / (count - 1).clamp(min=1), step)
         return mean_C, variance_C
 
 
