@@ -76,6 +76,8 @@ HEAD = {"head": {"name": "dnn", **UNITS}}
 WIDE_HEAD = {"head": {"name": "dnn", **WIDE_UNITS}}
 UNDROPPED = {"interaction_dropout": 0.0, "attention_dropout": 0.0}
 
+WUKONG = {"num_layers": 2, "num_fmb": 3, "num_lcb": 2, "rank": 2, "fmb_units": (8,)}
+
 CASES: dict[str, Case] = {
     "autoint": Case("autoint", {"num_layers": 2, "attention_width": 8, "wide": True}, {"attention_width": 128}, NO_FIELDS),
     "autoint_authors": Case(
@@ -214,6 +216,10 @@ CASES: dict[str, Case] = {
     ),
     "finalmlp_ungated": Case("finalmlp", {**FINALMLP, "gates": False}, WIDE_FINALMLP, NO_FIELDS),
     "fm": Case("fm", {}, refuses=NO_FIELDS),
+    "gdcn_parallel": Case("gdcn", {**UNITS, "num_layers": 2, "batch_norm": True}, WIDE_UNITS),
+    "gdcn_stacked": Case(
+        "gdcn", {**UNITS, "num_layers": 2, "structure": "stacked", "bias_init": "uniform"}, {"bias_init": "uniform", **WIDE_UNITS}
+    ),
     "hstu": Case("hstu", {"encoder": {"num_heads": 2}, **HEAD}, WIDE_HEAD, NO_HISTORY, learning_rate=0.005),
     "hstu_production": Case(
         "hstu",
@@ -253,6 +259,7 @@ CASES: dict[str, Case] = {
     "qnn_alpha_heads": Case(
         "qnn_alpha", {"num_layers": 2, "num_heads": 2, "head_shuffle": True, **ONE_PASS}, {"num_rows": 8}, NO_FIELDS
     ),
+    "rankmixer": Case("rankmixer", {"num_tokens": 2, "width": 12, "expansion": 1.5}, {"width": 64}),
     "recurrent": Case("recurrent", {"head": {"name": "dnn", **UNITS}}, {"head": {"name": "dnn", **WIDE_UNITS}}, NO_SEQUENCE),
     "sdim": Case("sdim", {"encoder": {"num_signatures": 4, "num_bits": 2}, **HEAD}, WIDE_HEAD, NO_HISTORY),
     "shared_bottom": Case(
@@ -269,5 +276,12 @@ CASES: dict[str, Case] = {
         {"encoder": {"top_k": 2, "attention_width": 4, "num_recent": 2}, **HEAD, "auxiliary_units": (8,)},
         {"encoder": {"attention_width": 64, "num_recent": 2}, **WIDE_HEAD},
         NO_HISTORY,
+    ),
+    "wukong": Case("wukong", {**WUKONG, "hidden_units": (8,)}, {"fmb_units": (64,), "hidden_units": (64,)}, NO_FIELDS),
+    "wukong_fuxictr": Case(
+        "wukong",
+        {**WUKONG, "fmb_relu": True, "residual_bias": True, "hidden_units": (8,), "batch_norm": True},
+        {"fmb_units": (64,), "hidden_units": (64,)},
+        NO_FIELDS,
     ),
 }

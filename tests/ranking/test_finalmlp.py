@@ -120,7 +120,7 @@ def test_options_that_contradict_each_other_are_refused(options, message):
 
 
 def test_fusion_is_a_sum_over_heads_and_tasks():
-    """eq. 12, index by index; two tasks, which the reference cannot have."""
+    """Index by index; two tasks, which the reference cannot have."""
     torch.manual_seed(0)
     fusion = BilinearFusion(6, 4, num_heads=2, num_tasks=2).double()
     first_BX, second_BY = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)

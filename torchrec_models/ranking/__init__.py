@@ -12,12 +12,15 @@ from torchrec_models.ranking.dnn import DNN
 from torchrec_models.ranking.esmm import ESMM
 from torchrec_models.ranking.finalmlp import FinalMLP
 from torchrec_models.ranking.fm import FM
+from torchrec_models.ranking.gdcn import GDCN
 from torchrec_models.ranking.lr import LR
 from torchrec_models.ranking.masknet import MaskNet
 from torchrec_models.ranking.mmoe import MMoE
 from torchrec_models.ranking.ple import PLE
 from torchrec_models.ranking.qnn_alpha import QNNAlpha
+from torchrec_models.ranking.rankmixer import RankMixer
 from torchrec_models.ranking.shared_bottom import SharedBottom
+from torchrec_models.ranking.wukong import Wukong
 
 NETS: dict[str, type[Net]] = {
     "autoint": AutoInt,
@@ -34,14 +37,17 @@ NETS: dict[str, type[Net]] = {
     "feseq": FESeq,
     "finalmlp": FinalMLP,
     "fm": FM,
+    "gdcn": GDCN,
     "hstu": HSTU,
     "lr": LR,
     "masknet": MaskNet,
     "mmoe": MMoE,
     "ple": PLE,
     "qnn_alpha": QNNAlpha,
+    "rankmixer": RankMixer,
     "recurrent": Recurrent,
     "sdim": SDIM,
     "shared_bottom": SharedBottom,
     "sim": SIM,
+    "wukong": Wukong,
 }

@@ -1,6 +1,6 @@
 """FinalMLP: two MLPs over differently gated embeddings, fused by a bilinear form.
 
-Mao et al., AAAI 2023, arXiv 2304.00902, eq. 5-12.
+Mao et al., AAAI 2023, arXiv 2304.00902.
 """
 
 import torch
@@ -15,7 +15,7 @@ from torchrec_models.net import Inputs, InputSpec, Net, NetConfig
 
 
 class FeatureGate(nn.Module):
-    """`2 sigmoid(MLP(context))` (eq. 7, 8), a factor in (0, 2) for every number of the stream's input.
+    """`2 sigmoid(MLP(context))`, a factor in (0, 2) for every number of the stream's input.
 
     Args:
         context: places of the context fields in the stack; without any, a learned vector is the context of all rows.
@@ -45,7 +45,7 @@ class FeatureGate(nn.Module):
 
 
 class BilinearFusion(nn.Module):
-    """`w1 o1 + w2 o2 + b + sum_h o1_h^T W_h o2_h` (eq. 11, 12), one set of weights per task.
+    """`w1 o1 + w2 o2 + b + sum_h o1_h^T W_h o2_h`, one set of weights per task.
 
     `b` is the sum of two parameters, one with each `w`, as in the authors' code.
 

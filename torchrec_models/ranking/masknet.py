@@ -1,6 +1,6 @@
 """MaskNet: every block multiplies its input with a mask computed from the embeddings.
 
-Wang, She and Zhang, DLP-KDD 2021, arXiv 2102.07619, section 3.
+Wang, She and Zhang, DLP-KDD 2021, arXiv 2102.07619.
 """
 
 from typing import Literal
@@ -18,7 +18,7 @@ from torchrec_models.net import Inputs, InputSpec, Net, NetConfig
 
 
 class FieldNorm(nn.Module):
-    """LN_EMB (section 3.2): each field's vector normalised, with a scale and a shift of its own. [B, N, E] -> the same."""
+    """LN_EMB: each field's vector normalised, with a scale and a shift of its own. [B, N, E] -> the same."""
 
     def __init__(self, num_fields: int, width: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class FieldNorm(nn.Module):
 
 
 class MaskBlock(nn.Module):
-    """`act(LN(W (mask(v) * h)))` with `mask(v) = W2 relu(W1 v + b1) + b2` (eq. 4, 6-10); `act` is ReLU in the paper.
+    """`act(LN(W (mask(v) * h)))` with `mask(v) = W2 relu(W1 v + b1) + b2`; `act` is ReLU in the paper.
 
     Args:
         mask_in_width: D, of the raw embeddings `v`.
