@@ -28,7 +28,7 @@ class ObjectiveLog:
 
     Attributes:
         table: user, item, topic (int64), device (string), minutes (float64, length of the video), and the labels: click (int8);
-            watch (float64, log of seconds, null unless clicked); chat (int8, only after a click); hide (int8); report (int8, null
+            watch (float64, log of minutes, null unless clicked); chat (int8, only after a click); hide (int8); report (int8, null
             where nobody was asked).
         truth: the same rows: P(label = 1 | features) of click, chat, hide, report, and E(watch | features, click).
     """
@@ -41,7 +41,7 @@ def objective_log(num_rows: int, *, num_users: int = 400, num_items: int = 300, 
     """Labels drawn from one taste and one quality, on which all of them depend in different ways.
 
     fit = <interests of the user, topic and item>; quality is the item's.
-    click ~ -1 + 1.5 fit + 0.4 quality + device;  watch = 3 + 0.5 fit + 0.4 quality + 0.5 log minutes + noise;
+    click ~ -1 + 1.5 fit + 0.4 quality + device;  watch = -0.5 + 0.5 fit + 0.4 quality + 0.5 log minutes + noise;
     chat given click ~ -1 + fit + how much the user chats;  hide ~ -2.2 - fit - 0.6 quality;  report ~ -2.5 - 0.9 quality.
 
     Args:
@@ -58,7 +58,7 @@ def objective_log(num_rows: int, *, num_users: int = 400, num_items: int = 300, 
     device, minutes = random.integers(0, 3, num_rows), random.gamma(3, 2, num_rows) + 0.1
     fit, quality = (interests[user] * content[item]).sum(axis=1), quality_of[item]
     click = _sigmoid(-1 + 1.5 * fit + 0.4 * quality + np.array([-0.4, 0.0, 0.4])[device])
-    watch = 3 + 0.5 * fit + 0.4 * quality + 0.5 * np.log(minutes)
+    watch = -0.5 + 0.5 * fit + 0.4 * quality + 0.5 * np.log(minutes)
     chat_given_click = _sigmoid(-1 + fit + chats[user])
     hide, report = _sigmoid(-2.2 - fit - 0.6 * quality), _sigmoid(-2.5 - 0.9 * quality)
 
@@ -80,7 +80,7 @@ def objective_log(num_rows: int, *, num_users: int = 400, num_items: int = 300, 
 
 
 def best_possible(log: ObjectiveLog) -> dict[str, float]:
-    """AUC of the true probabilities, and the root mean squared error of the true mean of `watch`, on the rows that have the label."""
+    """On the rows that have the label: AUC of the true probabilities, root mean squared error of the true mean of `watch`."""
     found = {}
     for name in log.truth.column_names:
         known = log.table[name].combine_chunks()

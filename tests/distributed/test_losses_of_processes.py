@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from torchrec_models.losses import InBatchSoftmax, LossOutput, RankingLoss
+from torchrec_models.losses import BranchLoss, InBatchSoftmax, LossOutput, RankingLoss, SelfEnsemble, TriBCE, UncertaintyWeights
+from torchrec_models.net import TrainingOutput
 from torchrec_models.schema import Task
 
 NUM_ROWS = 12
@@ -26,6 +27,27 @@ class Ranking(nn.Module):
         return self.loss(rows["x"] @ self.weight, rows["labels"], rows["weights"])
 
 
+class Branches(nn.Module):
+    """Two passes of a linear model and a branch, all auxiliary losses at once, and learnt task weights.
+
+    Tri-BCE is not linear in the losses, so that means of processes would not do.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 16).view(2, 4, 2))
+        tasks = [Task(name="a", positive_weight=2.0), Task(name="b")]
+        auxiliary = [TriBCE(("first", "second")), SelfEnsemble(("first", "second")), BranchLoss("second", weight=0.3)]
+        weighting = UncertaintyWeights(tasks)
+        nn.init.constant_(weighting.log_variance_T, 0.5)
+        self.loss = RankingLoss(tasks, auxiliary, weighting=weighting)
+
+    def forward(self, rows: dict[str, Tensor]) -> LossOutput:
+        first, second = (rows["x"] @ weight for weight in self.weight)
+        output = TrainingOutput((first + second) / 3, {"first": first, "second": second})
+        return self.loss(output, rows["labels"], rows["weights"])
+
+
 class Retrieval(nn.Module):
     """Two linear towers."""
 
@@ -39,7 +61,7 @@ class Retrieval(nn.Module):
         return self.loss(rows["x"] @ self.query, rows["x"].flip(1) @ self.candidate, rows["ids"], rows["weights"])
 
 
-CASES = {"ranking": Ranking, "retrieval": Retrieval}
+CASES = {"ranking": Ranking, "branches": Branches, "retrieval": Retrieval}
 
 
 def make_rows(seed: int) -> dict[str, Tensor]:

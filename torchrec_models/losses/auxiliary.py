@@ -13,8 +13,11 @@ from torch.nn import functional as F
 
 from torchrec_models.net import TrainingOutput
 
+from .mean import with_value_of_all
+
 Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(logits [B, T], targets [B, T]) -> [T]: the tasks' own loss, averaged over the weighted rows of all processes."""
+"""(logits [B, T], targets [B, T]) -> [T]: the tasks' own loss, this process's part of the mean over all weighted rows, see
+`weighted_mean`."""
 
 
 class AuxiliaryLoss(nn.Module):
@@ -85,11 +88,12 @@ class TriBCE(AuxiliaryLoss):
         return "tri_bce"
 
     def forward(self, criterion: Criterion, main_T: Tensor, output: TrainingOutput, labels_BT: Tensor) -> Tensor:
-        losses = [criterion(output.branches[name], labels_BT) for name in self.branches]
-        weights = [F.relu(loss_T - main_T) for loss_T in losses]
+        of_branches = [criterion(output.branches[name], labels_BT) for name in self.branches]
+        main_1T, losses_NT = with_value_of_all(torch.stack([main_T, *of_branches])).split([1, len(of_branches)])
+        weights_NT = F.relu(losses_NT - main_1T)
         if self.detach_weights:
-            weights = [weight_T.detach() for weight_T in weights]
-        return torch.stack([weight_T * loss_T for weight_T, loss_T in zip(weights, losses)]).sum(dim=0)
+            weights_NT = weights_NT.detach()
+        return (weights_NT * losses_NT).sum(dim=0)
 
 
 class SelfEnsemble(AuxiliaryLoss):

@@ -36,5 +36,18 @@ def weighted_mean(losses_BT: Tensor, weights_BT: Tensor, total_T: Tensor | None 
     return (losses_BT * weights_BT).sum(dim=0) / total_T.clamp(min=torch.finfo(total_T.dtype).tiny)
 
 
+def with_value_of_all(mean_T: Tensor) -> Tensor:
+    """A `weighted_mean` with the value that it has over the rows of all processes, and the gradient of this process's rows.
+
+    What is not linear in a mean needs it: only then is the average of gradients over processes the gradient over all rows.
+    """
+    world = num_processes()
+    if world == 1:
+        return mean_T
+    value_T = mean_T.detach().clone()
+    dist.all_reduce(value_T)
+    return mean_T + (value_T / world - mean_T.detach())
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -44,7 +44,10 @@ class RankingLoss(nn.Module):
         for loss in auxiliary:
             if loss.binary_only and not all(self.binary):
                 names = ", ".join(t.name for t in tasks if t.kind != "binary")
-                raise ValueError(f"{type(loss).__name__} is for binary labels, and these are regressions: {names}")
+                raise ValueError(
+                    f"{type(loss).__name__} is for binary labels, and these are regressions: {names}; "
+                    f"switch {loss.name} off in the net's options"
+                )
         self.auxiliary = nn.ModuleList(auxiliary)
         self.weighting = weighting or FixedWeights(tasks)
         self.shown: dict[str, Tensor] = {}
