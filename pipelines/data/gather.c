@@ -13,6 +13,23 @@
 
 enum { ROWS = 0, COLUMN = 2, LISTS = 4, LENGTHS = 6, ONES = 8, WIDE = 1, JOB_FIELDS = 8 };
 
+/* Rows lie anywhere in a window of tens of megabytes: asked for ahead, they come while others are copied. */
+enum { AHEAD = 6, LINE_BYTES = 64, LINES = 8 };
+
+static inline void fetch(const char *from, int64_t num_bytes) {
+  for (int64_t at = 0; at < num_bytes && at < LINES * LINE_BYTES; at += LINE_BYTES)
+    __builtin_prefetch(from + at);
+}
+
+static inline void fetch_list(const int32_t *values, const int64_t *offsets, const int64_t *index, int64_t i, int64_t num_rows) {
+  if (i + 2 * AHEAD < num_rows)
+    __builtin_prefetch(offsets + index[i + 2 * AHEAD]);
+  if (i + AHEAD < num_rows) {
+    const int64_t row = index[i + AHEAD];
+    fetch((const char *)(values + offsets[row]), (offsets[row + 1] - offsets[row]) * (int64_t)sizeof(int32_t));
+  }
+}
+
 void gather(const int64_t *jobs, int64_t num_jobs) {
   for (const int64_t *job = jobs; job < jobs + num_jobs * JOB_FIELDS; job += JOB_FIELDS) {
     char *out = (char *)(intptr_t)job[1];
@@ -25,8 +42,11 @@ void gather(const int64_t *jobs, int64_t num_jobs) {
     const int64_t num_rows = job[5], width = job[6], column = job[7];
     switch (job[0]) {
     case ROWS:
-      for (int64_t i = 0; i < num_rows; i++)
+      for (int64_t i = 0; i < num_rows; i++) {
+        if (i + AHEAD < num_rows)
+          fetch(in + index[i + AHEAD] * width, width);
         memcpy(out + i * width, in + index[i] * width, (size_t)width);
+      }
       break;
     case COLUMN:
       for (int64_t i = 0; i < num_rows; i++)
@@ -38,6 +58,7 @@ void gather(const int64_t *jobs, int64_t num_jobs) {
       break;
     case LISTS:
       for (int64_t i = 0; i < num_rows; i++) {
+        fetch_list(ids, offsets, index, i, num_rows);
         const int64_t first = offsets[index[i]], length = offsets[index[i] + 1] - first;
         memcpy(narrow, ids + first, (size_t)length * sizeof(int32_t));
         narrow += length;
@@ -45,6 +66,7 @@ void gather(const int64_t *jobs, int64_t num_jobs) {
       break;
     case LISTS | WIDE:
       for (int64_t i = 0; i < num_rows; i++) {
+        fetch_list(ids, offsets, index, i, num_rows);
         const int64_t first = offsets[index[i]], length = offsets[index[i] + 1] - first;
         for (int64_t j = 0; j < length; j++)
           wide[j] = ids[first + j];

