@@ -97,9 +97,14 @@ def test_what_cannot_be_calibrated_is_refused(z: list[float], y: list[float], re
         fit(np.array(z), np.array(y), method="platt")
 
 
-def test_a_run_is_calibrated_in_its_bundle(tmp_path: Path) -> None:
-    write_files(tmp_path)
-    run = train_run(tmp_path, train__steps=60, train__epochs=10)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibrated")
+    write_files(folder)
+    return train_run(folder, train__steps=60, train__epochs=10)
+
+
+def test_a_run_is_calibrated_in_its_bundle(run: Path, tmp_path: Path) -> None:
     export_run(run, out=tmp_path / "raw")
     text = calibrate_run(run, negative_rate=0.5)
     assert "label on valid (fitted on it)" in text
@@ -124,9 +129,7 @@ def test_a_run_is_calibrated_in_its_bundle(tmp_path: Path) -> None:
         calibrate_run(run, split="train")
 
 
-def test_a_calibration_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
-    write_files(tmp_path)
-    run = train_run(tmp_path, train__steps=60, train__epochs=10)
+def test_a_calibration_of_another_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
     calibrate_run(run)
     raw = json.loads((run / "calibration.json").read_text())
     (run / "calibration.json").write_text(json.dumps(raw | {"checkpoint": "step-999999"}))

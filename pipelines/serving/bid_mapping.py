@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from operator import attrgetter
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -80,10 +81,12 @@ def compile_path(text: str, root: type[Struct]) -> Path:
     return Path(text, _compile(steps), many)
 
 
-def _compile(steps: list[str | int | None]) -> Getter:
+def _compile(steps: list[str | int | None], *, below_ext: bool = False) -> Getter:
+    """Below `ext` anything can stand; everything else is a Struct, a list of the standard's type, or None."""
     if None in steps:
         at = steps.index(None)
-        outer, inner = _compile(steps[:at]), _compile(steps[at + 1 :])
+        below = below_ext or "ext" in steps[:at]
+        outer, inner = _compile(steps[:at], below_ext=below_ext), _compile(steps[at + 1 :], below_ext=below)
         is_nested = None in steps[at + 1 :]
 
         def flatten(root: Any) -> list[Any] | None:
@@ -96,6 +99,8 @@ def _compile(steps: list[str | int | None]) -> Getter:
         return flatten
     if all(isinstance(step, str) for step in steps):
         names = tuple(step for step in steps if isinstance(step, str))
+        if names and "ext" not in names and not below_ext:
+            return _attributes(names)
 
         def walk(value: Any) -> Any:
             for name in names:
@@ -113,6 +118,19 @@ def _compile(steps: list[str | int | None]) -> Getter:
         return value
 
     return walk_lists
+
+
+def _attributes(names: tuple[str, ...]) -> Getter:
+    """The same walk where every step is a field of a Struct; with one or two steps unrolled, since every request takes it."""
+    if len(names) == 1:
+        return attrgetter(names[0])
+    first, rest = attrgetter(names[0]), _attributes(names[1:])
+
+    def walk(value: Any) -> Any:
+        value = first(value)
+        return None if value is None else rest(value)
+
+    return walk
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -154,17 +172,14 @@ class LocalTime:
 # --- the whole mapping ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where one column comes from. `join` is the separator that the column's feature cuts at, "" for none."""
+def _joined(get: Getter, separator: str) -> Getter:
+    """The getter with lists as the text that the column's feature cuts again."""
 
-    column: str
-    get: Getter
-    join: str
+    def joined(root: Any) -> Any:
+        value = get(root)
+        return separator.join(map(str, value)) if isinstance(value, list) else value
 
-    def put(self, root: Any, row: Row) -> None:
-        value = self.get(root)
-        row[self.column] = self.join.join(map(str, value)) if self.join and isinstance(value, list) else value
+    return joined
 
 
 class RowMapping:
@@ -181,8 +196,8 @@ class RowMapping:
 
     def __init__(self, config: BidConfig, columns: Mapping[str, Column], separators: Mapping[str, str]) -> None:
         problems: list[str] = []
-        self._of_request: list[_Source] = []
-        self._of_imp: list[_Source] = []
+        self._of_request: list[tuple[str, Getter]] = []
+        self._of_imp: list[tuple[str, Getter]] = []
         self._of_offer: dict[str, tuple[str, str]] = {}
         self._of_time: dict[str, str] = {}
         self._constants = {**config.constants, **dict.fromkeys(config.left_missing)}
@@ -229,8 +244,8 @@ class RowMapping:
             raise ValueError("gives a list, and the column takes one value; give an index in place of [*]")
         if not path.many and column.expects == "list" and ".ext." not in f".{text}":
             raise ValueError("gives one value, and the column takes lists")
-        source = _Source(column.name, path.get, separator if column.expects == "text" else "")
-        (self._of_imp if root == "imp" else self._of_request).append(source)
+        get = _joined(path.get, separator) if column.expects == "text" and path.many else path.get
+        (self._of_imp if root == "imp" else self._of_request).append((column.name, get))
 
     @property
     def depends_on_offer(self) -> bool:
@@ -244,8 +259,8 @@ class RowMapping:
             ValueError: for a timestamp that is none.
         """
         row = dict(self._constants)
-        for source in self._of_request:
-            source.put(request, row)
+        for column, get in self._of_request:
+            row[column] = get(request)
         if self._of_time:
             time = self._time(request, now)
             for column, key in self._of_time.items():
@@ -255,8 +270,8 @@ class RowMapping:
     def of_imp(self, imp: Imp, shared: Row) -> Row:
         """`shared` and the columns of one impression."""
         row = shared.copy()
-        for source in self._of_imp:
-            source.put(imp, row)
+        for column, get in self._of_imp:
+            row[column] = get(imp)
         return row
 
     def of_offer(self, *, campaign: Any, creative: Any) -> Row:

@@ -341,6 +341,9 @@ def test_time_in_the_models_own_way() -> None:
         ("device.ext.a.b", 7),
         ("device.ext.a.b.c", None),
         ("device.ext.list[*]", [1, 2]),
+        ("device.ext.objects[*].k", [8]),
+        ("device.ext.objects[0].k", 8),
+        ("device.ext.objects", [{"k": 8}, 3, None]),
         ("device.ext.list[1]", 2),
         ("app.bundle", None),
     ],
@@ -349,7 +352,7 @@ def test_paths(path: str, expected: Any) -> None:
     given = request(
         site={"publisher": {"cat": ["IAB1"]}},
         user={"data": [{"segment": [{"id": "a"}], "ext": {"k": 5}}, {"segment": [{"id": "b"}]}]},
-        device={"ext": {"a": {"b": 7}, "list": [1, 2]}},
+        device={"ext": {"a": {"b": 7}, "list": [1, 2], "objects": [{"k": 8}, 3, None]}},
     )
     assert compile_path(path, BidRequest).get(given) == expected
 
