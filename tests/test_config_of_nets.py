@@ -98,7 +98,8 @@ def test_one_label_is_too_few() -> None:
             {"schedules": {"buy": {"kind": "geometric", "from_weight": 0, "from_step": 5, "to_step": 5}}},
             LABELS,
             [
-                "train.task_weighting.schedules.buy.from_weight: given 0; a geometric schedule starts above 0, or take kind: linear",
+                "train.task_weighting.schedules.buy.from_weight: given 0; "
+                "a geometric schedule starts above 0, or take kind: linear",
                 "train.task_weighting.schedules.buy.to_step: given 5; must come after from_step, 5",
             ],
         ),

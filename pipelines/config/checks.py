@@ -60,6 +60,7 @@ def net_problems(config: "RunConfig", net: "type[Net] | type[TwoTower]") -> list
     """What the net itself says of these features and options: it is built once, without memory. For configs right otherwise."""
     import torch
 
+    from torchrec_models.losses import RankingLoss
     from torchrec_models.net import InputSpec
     from torchrec_models.towers import TwoTower
 
@@ -70,7 +71,9 @@ def net_problems(config: "RunConfig", net: "type[Net] | type[TwoTower]") -> list
             if issubclass(net, TwoTower):
                 net(InputSpec.from_schema(schema, side="query"), InputSpec.from_schema(schema, side="candidate"), options)
             else:
-                return list(parallel_problems(config, net(InputSpec.from_schema(schema), options)))
+                ranker = net(InputSpec.from_schema(schema), options)
+                RankingLoss(schema.tasks, ranker.auxiliary_losses())
+                return list(parallel_problems(config, ranker))
     except ValueError as error:
         return [f"model: {error}"]
     return []
