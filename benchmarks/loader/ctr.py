@@ -46,4 +46,8 @@ def run_config(raw: Path, cache: Path) -> RunConfig:
 
 def prepared(raw: Path) -> Cache:
     """The cache of a raw file, beside it, made if it is not there."""
-    return prepare(run_config(raw, raw.parent / "cache"), progress=True)
+    config = run_config(raw, raw.parent / "cache")
+    try:
+        return prepare(config)
+    except ValueError:  # of another version, with settings of its own
+        return prepare(config, force=True)

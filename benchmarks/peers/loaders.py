@@ -28,7 +28,7 @@ def huggingface(tokens: Path, batch_size: int) -> Iterator[int]:
     from datasets import Dataset
 
     dataset = Dataset.from_parquet(str(tokens), cache_dir=str(tokens.parent / "huggingface")).with_format("torch")
-    numeric = [name for name in dataset.column_names if dataset.features[name].dtype == "float32" and name != LABEL]
+    numeric = [name for name in dataset.column_names if name not in (SEQUENCE, LABEL) and dataset.features[name].dtype == "float32"]
     while True:
         for batch in dataset.iter(batch_size=batch_size):
             lengths = torch.tensor([len(s) for s in batch[SEQUENCE]])
