@@ -8,7 +8,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -106,6 +106,11 @@ class IdTransform:
         """What `_lookup` makes of one plain value; None where it is missing."""
         raise NotImplementedError
 
+    @property
+    def known(self) -> dict[Any, int]:
+        """Answers of `row_finder` for some plain values, so that most values cost one lookup. May grow."""
+        return {}
+
     def row_finder(self) -> Callable[[Any], int]:
         """A function from one plain value to what `encode` gives for a column of that value.
 
@@ -194,17 +199,9 @@ class Vocabulary(IdTransform):
     def reads_text(self) -> bool:
         return self.kind == "string"
 
-    def row_finder(self) -> Callable[[Any], int]:
-        slow = super().row_finder()
-        if self.kind == "number":
-            return slow
-        rows = self._rows_by_text
-
-        def row_of(value: Any) -> int:
-            found = rows.get(value) if type(value) is str else None  # the common case in one step
-            return slow(value) if found is None else found
-
-        return row_of
+    @property
+    def known(self) -> dict[Any, int]:
+        return self._rows_by_text if self.kind == "string" else self._rows_by_number
 
     def _find(self, value: Any) -> int | None:
         if self.kind == "string":
@@ -274,22 +271,22 @@ class Hash(IdTransform):
     def _find(self, value: Any) -> int | None:
         if self.kind == "number":
             number = plain_number(value)
-            return None if number is None else self._row_of_number(number)
+            return None if number is None else self._remember(number, 1 + hash_number(number, self.seed) % self.buckets)
         text = plain_text(value)
         if text is None:
             return None
-        return self._row_of_short_text(text) if len(text) <= _REMEMBERED_CHARACTERS else self._row_of_text(text)
-
-    def _row_of_text(self, text: str) -> int:
-        return 1 + _blake(check_text(text).encode(), self.seed) % self.buckets
+        row = 1 + _blake(check_text(text).encode(), self.seed) % self.buckets
+        return self._remember(text, row) if len(text) <= _REMEMBERED_CHARACTERS else row
 
     @cached_property
-    def _row_of_short_text(self) -> Callable[[str], int]:
-        return lru_cache(_REMEMBERED_HASHES)(self._row_of_text)
+    def known(self) -> dict[Any, int]:
+        return {}
 
-    @cached_property
-    def _row_of_number(self) -> Callable[[int | float], int]:
-        return lru_cache(_REMEMBERED_HASHES)(lambda number: 1 + hash_number(number, self.seed) % self.buckets)
+    def _remember(self, value: Any, row: int) -> int:
+        if len(self.known) >= _REMEMBERED_HASHES:
+            self.known.clear()
+        self.known[value] = row
+        return row
 
     def _lookup(self, values: pa.Array, place: Place) -> tuple[np.ndarray, np.ndarray]:
         if self.kind == "string":

@@ -98,9 +98,17 @@ class IdsTransform:
     def list_finder(self, table: IdTransform) -> Callable[[Any], list[int]]:
         """A function from one plain value (a list, separated text, None) to what `flat` and `table.encode` give for it."""
         row_of, as_text, separator, max_len = table.row_finder(), table.reads_text, self.separator, self.max_len
+        known = table.known
         kept = slice(max_len) if self.keep == "first" else slice(-max_len, None)
 
         def rows_of(value: Any) -> list[int]:
+            if as_text and type(value) is list and len(value) <= max_len:
+                try:
+                    found = [known[one] for one in value]
+                except (KeyError, TypeError):  # TypeError: a list in the list
+                    pass
+                else:
+                    return found
             return [row_of(one) for one in plain_list(value, as_text=as_text)[kept]]
 
         def rows_of_pieces(value: Any) -> list[int]:

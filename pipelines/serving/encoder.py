@@ -27,7 +27,7 @@ class RowEncoder:
         self._codec = RowCodec(transforms)
         self._columns = self._codec.columns.keys()
         self._numeric: list[tuple[str, Callable[[Any], float]]] = []
-        self._single: list[tuple[str, int, int, Callable[[Any], int]]] = []
+        self._single: list[tuple[str, int, int, dict[Any, int], Callable[[Any], int]]] = []
         self._many: list[tuple[str, int, int, Callable[[Any], list[int]]]] = []
         slots = {slot.feature: slot for slot in layout.slots}
         finders = {name: table.row_finder() for name, table in transforms.tables.items()}
@@ -40,7 +40,8 @@ class RowEncoder:
                 rows_of = feature.list_finder(transforms.tables[feature.table])
                 self._many.append((feature.column, slot.first_slot, slot.first_row, rows_of))
             else:
-                self._single.append((feature.column, slot.first_slot, slot.first_row, finders[feature.table]))
+                known = transforms.tables[feature.table].known
+                self._single.append((feature.column, slot.first_slot, slot.first_row, known, finders[feature.table]))
         self._aligned = [
             (feature.column, transforms.columns[feature.aligned_with])
             for feature in transforms.features.values()
@@ -78,8 +79,12 @@ class RowEncoder:
             if type(one) is not list or type(two) is not list or len(one) != len(two):
                 raise Undecided
         out = [0] * self.num_slots
-        for column, slot, first_row, row_of in self._single:
-            out[slot] = first_row + row_of(get(column))
+        for column, slot, first_row, known, row_of in self._single:
+            value = get(column)
+            try:
+                out[slot] = first_row + known[value]
+            except (KeyError, TypeError):  # TypeError: a list or an object
+                out[slot] = first_row + row_of(value)
         for column, slot, first_row, rows_of in self._many:
             for found in rows_of(get(column)):
                 out[slot] = first_row + found

@@ -109,22 +109,22 @@ class Metrics:
     def __init__(self, *, folder: Path | None = None) -> None:
         self.totals = Totals.empty()
         self._folder = folder
-        self._seconds: dict[str, list[float]] = {}
+        self._seconds: dict[tuple[str, int], list[float]] = {}
         self._waiting: list[ModelMetrics] = []
 
     def observe_request(self, path: str, status: int, seconds: float) -> None:
         """Called by the app after each answer."""
-        self.totals.count("trm_requests", (path, str(status)))
-        of = self._seconds.get(path)
+        of = self._seconds.get((path, status))
         if of is None:
-            of = self._seconds[path] = []
+            of = self._seconds[path, status] = []
         of.append(seconds)
         if len(of) >= _FOLD_AT:
             self._fold_seconds()
 
     def _fold_seconds(self) -> None:
-        for path, values in self._seconds.items():
+        for (path, status), values in self._seconds.items():
             if values:
+                self.totals.count("trm_requests", (path, str(status)), len(values))
                 self.totals.observe("trm_request_seconds", (path,), np.array(values))
                 values.clear()
 

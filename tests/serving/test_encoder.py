@@ -9,7 +9,7 @@ from bundle_cases import CLICK_SCHEMA, click_rows, click_transforms
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from torchrec_models.pipelines.data.ids import Buckets, Hash, Identity, Vocabulary, hash_number, hash_numbers
+from torchrec_models.pipelines.data.ids import Buckets, Hash, Identity, Vocabulary, hash_number, hash_numbers, hash_strings
 from torchrec_models.pipelines.data.numeric import Clip, Fill, Log1p, MinMax, Quantile, Standard
 from torchrec_models.pipelines.data.plain_values import Undecided
 from torchrec_models.pipelines.data.transforms import IdsTransform, NumericTransform, Transforms
@@ -152,6 +152,19 @@ def test_splitmix64_gives_the_published_sequence():
     assert [_mix_one((1234567 + i * 0x9E3779B97F4A7C15) % 2**64) for i in range(3)] == published
 
 
+def test_remembered_hashes_are_bounded(monkeypatch):
+    monkeypatch.setattr("torchrec_models.pipelines.data.ids._REMEMBERED_HASHES", 10)
+    table = Hash(null="oov", buckets=97, seed=3, kind="string")
+    row_of = table.row_finder()
+    texts = [f"t{i}" for i in range(35)]
+    expected = (hash_strings(pa.array(texts), 3) % np.uint64(97)).astype(int) + 1
+    for _ in range(2):
+        assert [row_of(text) for text in texts] == expected.tolist()
+        assert len(table.known) <= 10
+    row_of("long" * 100)
+    assert max(map(len, table.known)) <= 64
+
+
 def test_real_rows_take_the_direct_path():
     transforms = click_transforms()
     layout = SlotLayout.from_schema(CLICK_SCHEMA)
@@ -169,8 +182,8 @@ def test_a_row_that_only_arrow_can_read_does_not_disturb_its_neighbours():
     transforms = one_feature("integers", "one")
     encoder = RowEncoder(transforms, SlotLayout.from_schema(transforms.schema))
     with pytest.raises(Undecided):
-        encoder._encode_row({"x": np.int32(7)}, [], [])
-    rows = [{"x": 7}, {"x": np.int32(7)}, {"x": -3}, {}]
+        encoder._encode_row({"x": np.int32(12)}, [], [])
+    rows = [{"x": 7}, {"x": np.int32(12)}, {"x": -3}, {}]
     assert encoder.encode(rows)[0] == [n for row in rows for n in encoder.encode([row])[0]]
     with pytest.raises(ValueError, match="data row 13: unknown key 'y'"):
-        encoder.encode([{"x": 7}, {"x": np.int32(7)}, {"y": 1}], first_row=10)
+        encoder.encode([{"x": 7}, {"x": np.int32(12)}, {"y": 1}], first_row=10)
