@@ -1,7 +1,7 @@
 """The published table of a data set by `trm reproduce`, kept as a result file with machine, versions and commit.
 
     python -m benchmarks.zoo frappe --result frappe_x1
-    python -m benchmarks.zoo frappe --result frappe_x1_fused --fused train.sparse.optimizer=adagrad train.sparse.lr=0.05 --seeds 2021
+    python -m benchmarks.zoo frappe --result frappe_x1_fused --seeds 2021 --fused train.sparse.lr=0.05
 
 Finished runs are not made again; see `trm reproduce --help` for the options.
 """
