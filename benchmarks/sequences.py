@@ -18,8 +18,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from torchrec_models.model import build
 from torchrec_models.pipelines.config.run import RunConfig, load
 from torchrec_models.pipelines.data.prepare import open_prepared
@@ -55,8 +53,7 @@ def check_same_budget(configs: dict[str, RunConfig]) -> None:
 def num_parameters(config: RunConfig) -> dict[str, int]:
     """By part: tables, encoder, auxiliary (used in training only), head."""
     schema = open_prepared(config).schema
-    with torch.device("meta"):
-        model = build(schema, config.model["name"], {k: v for k, v in config.model.items() if k != "name"}).model
+    model = build(schema, config.model["name"], {k: v for k, v in config.model.items() if k != "name"}).model
     parts = {"tables": 0, "encoder": 0, "auxiliary": 0, "head": 0}
     for name, parameter in model.named_parameters():
         top, inner = name.split(".")[:2]
