@@ -8,7 +8,7 @@ from ..config.errors import ConfigError
 from .bid_config import load_bid_config
 from .bid_mapping import RowMapping
 from .bidding import Bidder, separators
-from .messages import HttpError, Request, Response, Route
+from .messages import HttpError, Request, Response, Route, encode_json
 from .models import Deployment, Models, ServedModel
 from .openrtb import VERSION, BidResponse, NoBid, decode_request, encode_response
 
@@ -33,25 +33,35 @@ class BidRoutes:
         self._deployment = deployment
         self._clock = clock
         self._margin_seconds = bidder.config.margin_milliseconds / 1000
-        self._mappings: dict[str, RowMapping] = {}
-        self.mapping_for(deployment.current)
+        self._tasks = deployment.current.tasks
+        self._mappings = {deployment.current.version: self._compile(deployment.current)}
+
+    def _compile(self, model: ServedModel) -> RowMapping:
+        graph = model.ranker.graph
+        return RowMapping(self.bidder.config, graph.codec.columns, separators(graph.transforms.features))
 
     def mapping_for(self, model: ServedModel) -> RowMapping:
-        """The compiled mapping for one version of the model; a version that reads other columns does not get far.
+        """The compiled mapping for one version of the model.
 
         Raises:
-            ConfigError: if the mapping does not fit the version's columns.
+            HttpError: 503 for a version that was loaded since and has other columns or tasks than bid.yaml needs.
         """
         mapping = self._mappings.get(model.version)
         if mapping is None:
-            graph = model.ranker.graph
-            mapping = RowMapping(self.bidder.config, graph.codec.columns, separators(graph.transforms.features))
-            self._mappings[model.version] = mapping
+            try:
+                if model.tasks != self._tasks:
+                    raise ValueError(f"it predicts {', '.join(model.tasks)}, and bids need {', '.join(self._tasks)}")
+                mapping = self._compile(model)
+            except ValueError as error:
+                raise HttpError(503, f"no bids with version {model.version}, which was loaded since the start: {error}") from None
+            served = {m.version for m in self._deployment.versions().values()}
+            self._mappings = {v: m for v, m in self._mappings.items() if v in served} | {model.version: mapping}
         return mapping
 
     def routes(self) -> list[Route]:
         return [
             Route("POST", "/bid", self.bid),
+            Route("GET", "/bid", self.state),
             Route("GET", "/win/{bid}/{price}", self.win),
             Route("POST", "/win/{bid}/{price}", self.win),
             Route("GET", "/loss/{bid}/{reason}", self.loss),
@@ -69,9 +79,10 @@ class BidRoutes:
         if deadline is not None and deadline <= arrived:
             return self._no_bid(self.bidder.no_bid(given, NoBid.INSUFFICIENT_AUCTION_TIME))
         model = self._deployment.choose(request.key)
+        mapping = self.mapping_for(model)
         now = self._clock()
         try:
-            plan = self.bidder.plan(given, self.mapping_for(model), now)
+            plan = self.bidder.plan(given, mapping, now)
             if isinstance(plan, NoBid):
                 return self._no_bid(self.bidder.no_bid(given, plan))
             answers = await model.score(plan.rows)
@@ -87,6 +98,10 @@ class BidRoutes:
     @staticmethod
     def _no_bid(response: BidResponse | None) -> Response:
         return _NO_CONTENT if response is None else Response(encode_response(response), headers=_HEADERS)
+
+    async def state(self, request: Request) -> Response:
+        """What was won and spent today by campaign, and why there were no bids."""
+        return Response(encode_json(self.bidder.state(self._clock())))
 
     async def win(self, request: Request) -> Response:
         """The bid won at a price, a CPM in the bid's currency: what `${AUCTION_PRICE}` in the bid's `nurl` became."""

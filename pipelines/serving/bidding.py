@@ -9,12 +9,13 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..config.errors import ConfigError, nearest
 from .bid_config import BidConfig, CampaignConfig, CreativeConfig
 from .bid_mapping import Row, RowMapping
 from .openrtb import BANNER_MARKUP, SECOND_PRICE, Bid, BidRequest, BidResponse, Imp, NoBid, SeatBid
-from .pacing import CPM_NANOS, DailyBudget, Notices, Pacer, Unlimited
+from .pacing import CPM_NANOS, NANOS, DailyBudget, Notices, Pacer, Unlimited
 
 PRICE_DECIMALS = 4
 USD = "USD"
@@ -298,6 +299,30 @@ class Bidder:
             nurl=f"{base}/win/{bid}/${{AUCTION_PRICE}}" if base else None,
             lurl=f"{base}/loss/{bid}/${{AUCTION_LOSS}}" if base else None,
         )
+
+    def state(self, now: float) -> dict[str, Any]:
+        """For people: outcomes of bids, reasons of no-bids, and by campaign what its budget has left and how it is paced."""
+        self.notices.expire(now)
+        budgets = {
+            c.id: {
+                "daily": pacer.budget / NANOS,
+                "spent": pacer.spent / NANOS,
+                "reserved": pacer.reserved / NANOS,
+                "pass_rate": pacer.pass_rate,
+            }
+            for c, pacer in zip(self.config.campaigns, self.pacers)
+            if isinstance(pacer, DailyBudget)
+        }
+        notices = self.notices
+        return {
+            "currency": self.config.currency,
+            "budgets": budgets,
+            "open_bids": notices.num_open,
+            "wins": notices.num_wins,
+            "losses": notices.num_losses,
+            "without_notice": notices.num_expired,
+            "no_bids": {reason.name.lower(): count for reason, count in self.no_bids.items()},
+        }
 
     def no_bid(self, request: BidRequest, reason: NoBid) -> BidResponse | None:
         """The response that says why, where the config asks for one; None is an empty answer."""

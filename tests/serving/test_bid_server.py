@@ -5,16 +5,19 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from bundle_cases import CLICK_SCHEMA, click_transforms
+from bundle_cases import CLICK_SCHEMA, click_transforms, export_model, identity_rows, identity_transforms, make_model
+from fixtures import categorical, make_schema
 from server_process import Served, serving
 
 from torchrec_models import Bundle
+from torchrec_models.schema import Task
 
 CONFIG: dict[str, Any] = {
     "seat": "s1",
@@ -196,8 +199,35 @@ def test_notices_settle_bids_once(bidder: Served) -> None:
     assert bidder.ask("GET", path[1] + str(bid["price"] / 2)).status == 204
     assert bidder.ask("POST", path[1] + str(bid["price"] / 2)).status == 204  # sent again
     assert bidder.ask("GET", "/win/nobody/1.0").status == 404
+    state = bidder.ask("GET", "/bid").json
+    assert (state["wins"], state["currency"]) == (1, "EUR")
+    assert state["budgets"]["shoes"]["spent"] == pytest.approx(bid["price"] / 2000, rel=1e-6)
+    assert state["budgets"].keys() == {"shoes"}
+    assert state["no_bids"].keys() >= {"currency", "below_floor", "budget"}
     (bid,) = bids(bidder.ask("POST", "/bid", request()))
     assert bidder.ask("GET", bid["lurl"].removeprefix("http://127.0.0.1:1").replace("${AUCTION_LOSS}", "102")).status == 204
+
+
+def test_a_version_that_does_not_fit_gets_no_bids_and_the_old_one_again_does(
+    tmp_path: Path, click_bundles: tuple[Path, Path]
+) -> None:
+    schema = make_schema([categorical("device")], tasks=[Task(name="click"), Task(name="spend", kind="regression")], num_rows=5)
+    export_model(make_model(schema, "deepfm"), identity_transforms(schema), identity_rows(schema, 10), tmp_path / "other")
+    (tmp_path / "bid.yaml").write_text(yaml.safe_dump(CONFIG))
+    link = tmp_path / "current"
+    link.symlink_to(click_bundles[0])
+    with serving(tmp_path, f"click={link}", "--bid", tmp_path / "bid.yaml", "--watch-seconds", "0.1") as served:
+        for target, status in ((tmp_path / "other", 503), (click_bundles[1], 200)):
+            (tmp_path / "next").symlink_to(target)
+            (tmp_path / "next").rename(link)
+            for _ in range(200):
+                answer = served.ask("POST", "/bid", request())
+                if answer.status == status:
+                    break
+                time.sleep(0.05)
+            assert answer.status == status
+            if status == 503:
+                assert "the model has no column 'tags'" in answer.json["error"]
 
 
 def refused(folder: Path, config: dict[str, Any], *arguments: str | Path) -> str:
