@@ -108,8 +108,8 @@ class Reloader:
             self._metrics.totals.count("trm_failed_reloads", (name,))
             return
         old = deployment.replace(role, model)
-        if all(old.version != other.version for other in deployment.versions().values()):
-            self._metrics.forget(name, old.version)
+        if old.metrics is not None:
+            self._metrics.forget(old.metrics)
         self._metrics.totals.count("trm_reloads", (name,))
         log.info("model %s: version %s is now %s, after %s", name, model.version, role, old.version)
         settle_memory()

@@ -133,15 +133,13 @@ class Metrics:
     ) -> "ModelMetrics":
         """Counts of one version; see `ModelMetrics`."""
         made = ModelMetrics(self.totals, (name, version), tasks=tasks, features=features, unknown_rows=unknown_rows)
-        self._waiting = [m for m in self._waiting if m.labels != made.labels] + [made]
+        self._waiting = [*self._waiting, made]
         return made
 
-    def forget(self, name: str, version: str) -> None:
-        """A version that is no longer served: what it still has to count is counted now."""
-        for metrics in self._waiting:
-            if metrics.labels == (name, version):
-                metrics.fold()
-        self._waiting = [m for m in self._waiting if m.labels != (name, version)]
+    def forget(self, metrics: "ModelMetrics") -> None:
+        """Of a model that is no longer served: what it still has to count is counted now."""
+        metrics.fold()
+        self._waiting = [m for m in self._waiting if m is not metrics]
 
     def _current(self, gauges: Mapping[str, Mapping[Labels, float]]) -> Totals:
         self._fold_seconds()
