@@ -1,4 +1,4 @@
-"""Verbs that look at configs and models: check, schema, list, demo, demo-bid."""
+"""Verbs that look at configs and models: check, schema, inspect, list, demo, demo-bid."""
 
 import argparse
 import json
@@ -15,6 +15,12 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
     schema = add_verb(verbs, "schema", _schema, "write the JSON Schema of config files, for editors that complete and check YAML")
     schema.add_argument("out", nargs="?", type=Path, help="file; default: standard output")
+
+    inspect = add_verb(
+        verbs, "inspect", _inspect, "count a model's parameters and bytes by layer, and the FLOPs and table bytes of one row"
+    )
+    add_config(inspect)
+    inspect.add_argument("--json", action="store_true", help="print JSON")
 
     add_verb(verbs, "list", _list, "show every model: name, what it is, paper and year")
 
@@ -51,6 +57,14 @@ def _schema(args: argparse.Namespace) -> None:
         print(f"wrote {args.out}; in an editor: # yaml-language-server: $schema={args.out}")
     else:
         print(text)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines import config as C
+    from torchrec_models.pipelines.model_size import inspect_config
+
+    found = inspect_config(C.load(args.config, args.overrides))
+    print(json.dumps(found.as_dict(), indent=1) if args.json else found.render())
 
 
 def _list(_: argparse.Namespace) -> None:
