@@ -1,6 +1,6 @@
 """From shards to batches: a seeded order that does not depend on the number of processes, equal batch counts on every rank."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +16,7 @@ from .native import native_gather
 from .read_ahead import read_ahead
 from .rows import BatchBuilder, Rows
 from .shards import Cache
-from .window_reader import WindowReader
+from .window_reader import WindowReader, window_pool
 
 if TYPE_CHECKING:
     from .transforms import Encoded
@@ -112,6 +112,7 @@ class Loader:
         self._read_ahead_batches = read_ahead_batches
         self._is_kept = self._split.num_bytes <= order.WHOLE_BYTES
         self._kept: Rows | None = None
+        self._pool = window_pool(self._split)
         self._gather = _gather(gather, cache.schema, id_dtype=id_dtype, pin_memory=pin_memory)
         self.num_rows = self._split.num_rows
         self.num_batches, rest = divmod(self.num_rows, batch_size)
@@ -170,15 +171,17 @@ class Loader:
     def _windows(self, this_epoch: order.EpochOrder, first: int) -> Generator[OpenWindow, None, None]:
         last_batch = self.num_batches - 1
         num_mine = last_batch * self._deal.rows_per_step + this_epoch.num_real(last_batch)
-        with closing(WindowReader(self._split)) as reader:
-            for number in range(first, this_epoch.window_of(num_mine - 1) + 1 if num_mine else first):
-                runs, index = this_epoch.window(number)
-                row_id = torch.cat([torch.arange(run.first_row, run.first_row + run.num_rows) for run in runs])
-                if self._is_kept:
-                    kept = self._keep()
-                    yield OpenWindow(kept, torch.arange(self.num_rows), row_id[index])
-                else:
-                    yield OpenWindow(reader.read(runs), row_id, index)
+        numbers = range(first, this_epoch.window_of(num_mine - 1) + 1 if num_mine else first)
+        if self._is_kept:
+            kept, every_row = self._keep(), torch.arange(self.num_rows)
+            for number in numbers:
+                runs, where = this_epoch.window(number)
+                yield OpenWindow(kept, every_row, _rows_of(runs)[where])
+        else:
+            with closing(WindowReader(self._split, self._pool)) as reader:
+                for number in numbers:
+                    runs, where = this_epoch.window(number)
+                    yield OpenWindow(reader.read(runs), _rows_of(runs), where)
 
     def _any_row(self) -> OpenWindow:
         with closing(WindowReader(self._split)) as reader:
@@ -192,6 +195,11 @@ class Loader:
             with closing(WindowReader(self._split)) as reader:
                 self._kept = reader.read([order.Run(0, self.num_rows)])
         return self._kept
+
+
+def _rows_of(runs: Sequence[order.Run]) -> Tensor:
+    """Positions in the split of the runs' rows."""
+    return torch.cat([torch.arange(run.first_row, run.first_row + run.num_rows) for run in runs])
 
 
 class _Cursor:
@@ -214,7 +222,8 @@ class _Cursor:
             if self._window is None:
                 self._window = next(self._windows)
             size = min(count, len(self._window.index) - self._used)
-            segments.append(Segment(self._window, self._used, self._used + size))
+            if size:
+                segments.append(Segment(self._window, self._used, self._used + size))
             self._used, count = self._used + size, count - size
             if self._used == len(self._window.index):
                 self._window, self._used = None, 0

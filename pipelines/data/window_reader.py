@@ -52,16 +52,25 @@ class _Files:
             os.close(self._open.popitem()[1])
 
 
-class WindowReader:
-    """Reads `Rows` of a split. The memory of what was read is used again when nothing refers to it any more."""
+def window_pool(split: SplitData) -> BufferPool:
+    """Memory for windows of a split, for one reader after the other: the first use of fresh memory costs more than reading."""
+    return BufferPool(max_kept=_WINDOWS_IN_USE * (4 + 2 * len(list_valued(split.schema))))
 
-    def __init__(self, split: SplitData) -> None:
+
+class WindowReader:
+    """Reads `Rows` of a split. The memory of what was read is used again when nothing refers to it any more.
+
+    Args:
+        pool: of `window_pool`; default: one of its own.
+    """
+
+    def __init__(self, split: SplitData, pool: BufferPool | None = None) -> None:
         self._split = split
         self._arrays = array_files(split.schema)
         self._num_lists = len(list_valued(split.schema))
         self._ends = np.cumsum([shard.num_rows for shard in split.shards])
         self._files = _Files()
-        self._pool = BufferPool(max_kept=_WINDOWS_IN_USE * (4 + 2 * self._num_lists))
+        self._pool = pool or window_pool(split)
 
     def close(self) -> None:
         """Closes the files; memory that was read stays valid."""
