@@ -25,6 +25,7 @@ in any of them; BST's mask [B, 1, 1, T] is read with stride 0.
 
 import argparse
 import gc
+import json
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -36,7 +37,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.record import write_result
+from benchmarks.record import RESULTS, write_result
 from torchrec_models.batch import Batch
 from torchrec_models.model import TrainTask, build
 from torchrec_models.pipelines.data.rows import BatchBuilder, Rows, list_valued, single_valued
@@ -196,9 +197,9 @@ def extrapolated(workload: dict[str, Any], length: int) -> dict[str, Any]:
     With `rows_per_pass` the passes shrink with the batch: as many of them as `BATCH` has.
     """
     passes = BATCH // workload["options"].get("rows_per_pass", BATCH)
-    base = SMALL_TOKENS // length * max(1, passes // 2)
+    base = max(2, SMALL_TOKENS // length // (1 if passes == 1 else 2)) * passes
     results = []
-    for num_rows in (base, base * 3 // 2 // passes * passes, base * 2):
+    for num_rows in (base, base * 3 // 2, base * 2):
         options = {**workload["options"], **({"rows_per_pass": num_rows // passes} if passes > 1 else {})}
         results.append((num_rows, *count({**workload, "options": options}, length, num_rows)))
     (rows0, *first), (rows1, *second), (rows2, *third) = results
@@ -253,6 +254,10 @@ def main() -> None:
                 flush=True,
             )
     if not args.no_write:
+        found = {(row["model"], row["length"]) for row in rows}
+        path = RESULTS / "sequence_memory.json"
+        before = json.loads(path.read_text())["rows"] if path.exists() else []
+        rows = [row for row in before if (row["model"], row["length"]) not in found] + rows
         print(write_result("sequence_memory", {"batch_size": BATCH, "rows": rows}, packages=("torch", "torchrec")))
 
 

@@ -114,9 +114,11 @@ def inspect_model(schema: Schema, name: str, options: Mapping[str, Any], *, widt
         parts += [Part("first-order tables", t.name, t.num_rows, t.num_rows * one) for t in schema.tables]
     if issubclass(cls, TwoTower):
         specs = [InputSpec.from_schema(schema, side="query"), InputSpec.from_schema(schema, side="candidate")]
+        net: nn.Module = cls(specs[0], specs[1], config)
     else:
         specs = [InputSpec.from_schema(schema)]
-    net: nn.Module = cls(*specs, config).eval()
+        net = cls(specs[0], config)
+    net.eval()
     parts += _net_parts(net)
     per_id = {t.name: stored_width(t.dim, width_multiple) + first_order * stored_width(1, width_multiple) for t in schema.tables}
     lookup_bytes = sum(f.max_len * per_id[f.table] * FLOAT_BYTES for f in schema.features if f.table)

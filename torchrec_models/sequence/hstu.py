@@ -126,8 +126,8 @@ class HSTULayer(nn.Module):
         else:
             u, value, query, key = uvqk.chunk(4, dim=2)
             u = F.silu(u)
-        heads = [part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value)]
-        attended = self._attend(*heads, bias_B1T).transpose(1, 2).flatten(2)
+        query, key, value = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
+        attended = self._attend(query, key, value, bias_B1T).transpose(1, 2).flatten(2)
         gated = u * self.norm_out(attended)
         out = gated if self.research else torch.cat([u, attended, gated], dim=2)
         return self.out(dropout(out, self.dropout, training=self.training)) + x_BTE
