@@ -5,8 +5,8 @@
 
 Three numbers each, of a whole step (lookup, net, loss, backward, Adam) on histories that are all full:
 
-- `saved_bytes`: storages that autograd keeps between forward and backward (`saved_tensors_hooks`, each storage once; parameters
-  and what a checkpoint keeps as its input counted, too).
+- `saved_bytes`: storages that autograd keeps between forward and backward (`saved_tensors_hooks`, each storage once, parameters
+  too; what a checkpoint holds as its input passes by these hooks, and is in the peak only).
 - `peak_bytes`: most bytes of live tensors at any time: parameters, gradients, optimizer, inputs, activations, temporaries and what
   is recomputed (torch's `MemTracker`). What a kernel allocates inside itself is in no such count.
 - `cuda_bytes`: `max_memory_allocated` at the full batch, where there is a GPU.
