@@ -44,19 +44,19 @@ def frappe(name: str, heading: str, text: str) -> str:
     if found is None:
         return ""
     rows = []
-    for row in found["rows"]:
+    for row in sorted(found["rows"], key=lambda row: row["published"]["auc"]):
         published = row["published"]
         mean = f"{published['mean_auc']:.5f} +- {published['std_auc']:.5f}" if published["mean_auc"] else ""
         std = f" +- {row['auc_std']:.5f}" if row["auc_std"] is not None else ""
         rows.append(
             (
-                row["net"],
+                row["model"],
                 f"{row['auc_mean']:.5f}{std}",
                 f"{row['log_loss_mean']:.5f}",
                 str(len(row["seeds"])),
                 f"{published['auc']:.5f}",
                 mean,
-                f"{row['difference']:+.5f}" + ("" if row["difference"] >= -found["tolerance"] else " **(not reached)**"),
+                f"{row['difference']:+.5f}" + ("" if row["difference"] >= -row["tolerance"] else " **(not reached)**"),
                 f"{published['peer_auc']:.5f}" if published["peer_auc"] else "",
                 f"{row['parameters']:,}",
                 f"{statistics.mean(row['epochs']):.0f}",
@@ -78,8 +78,8 @@ def frappe(name: str, heading: str, text: str) -> str:
         "rows/s",
         "minutes",
     )
-    note = f"\n\n{found['note']}" if found["note"] else ""
-    return f"## {heading}\n\n{text}\n\n{table(head, rows)}{note}\n\n{origin(found)}"
+    notes = "".join(f"\n\n{row['model']}: {row['note']}" for row in found["rows"] if row["note"])
+    return f"## {heading}\n\n{text}\n\n{table(head, rows)}{notes}\n\n{origin(found['rows'][-1])}"
 
 
 def sequences() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torchrec_models.pipelines.reproduce import Row, render, reproduce
 
-from .record import write_result
+from .record import merge_rows
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy", "pyarrow")
 
@@ -21,7 +21,7 @@ PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy", "pyarrow")
 def summary(row: Row) -> dict[str, Any]:
     """One net: per seed, mean, spread, and the published values."""
     return {
-        "net": row.net,
+        "model": row.net,
         "seeds": row.seeds,
         "auc": row.auc,
         "auc_mean": statistics.mean(row.auc),
@@ -40,21 +40,21 @@ def summary(row: Row) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="folder of configs with a published.yaml")
-    parser.add_argument("--result", required=True, help="benchmarks/results/RESULT.json")
+    parser.add_argument("--result", required=True, help="benchmarks/results/RESULT.json; a row per net")
     parser.add_argument("--nets", nargs="+", default=[])
     parser.add_argument("--seeds", nargs="+", type=int, default=[])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--fused", nargs="*", metavar="key=value")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--note", default="", help="what a reader must know of these numbers")
+    parser.add_argument("--note", default="", help="what a reader must know of these rows")
     args = parser.parse_args()
     table, rows, _ = reproduce(
         args.name, nets=args.nets, seeds=args.seeds, data=args.data, fused=args.fused, out=args.out, jobs=args.jobs
     )
     print(render(table, rows))
-    result = {"title": table.title, "tolerance": table.tolerance, "note": args.note, "rows": [summary(row) for row in rows]}
-    print(write_result(args.result, result, packages=PACKAGES))
+    about = {"tolerance": table.tolerance, "note": args.note}
+    print(merge_rows(args.result, [{**summary(row), **about} for row in rows], packages=PACKAGES))
 
 
 if __name__ == "__main__":
