@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,10 @@ from torchrec_models.pipelines import config as C
 from torchrec_models.pipelines.cli import main
 from torchrec_models.pipelines.config.text import read_yaml
 
-VERBS = ("check", "schema", "list", "prepare", "train", "evaluate", "predict", "export", "reproduce", "demo")
+VERBS = (
+    *("check", "schema", "inspect", "list", "prepare", "data", "train", "evaluate", "calibrate", "predict"),
+    *("export", "reproduce", "serve", "demo", "demo-bid"),
+)
 FILES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*/*.yaml"))
 CONFIGS = [path for path in FILES if "\nmodel:" in path.read_text()]  # beside them lie published tables
 
@@ -40,7 +44,7 @@ def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_help_names_every_verb_and_a_first_run(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys)
-    assert all(f"\n    {verb} " in text for verb in VERBS)
+    assert re.findall(r"^    ([a-z-]+)\s", text, re.MULTILINE) == [*VERBS]
     assert "trm check CONFIG && trm prepare CONFIG && trm train CONFIG && trm evaluate RUN && trm export RUN" in text
 
 
@@ -53,7 +57,8 @@ def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str], verb: st
         assert "key=value" in text and "train.batch_size=1024" in text
         assert (CONFIGS[0].parents[1] / "ml100k" / "deepfm.yaml").exists(), "the example in the help"
     if verb in ("evaluate", "predict", "export"):
-        assert "folder of a run, or of one checkpoint" in text and "default: best" in text
+        run = "folder of a run, of one checkpoint, or a bundle" if verb == "predict" else "folder of a run, or of one checkpoint"
+        assert run in " ".join(text.split()) and "default: best" in text
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from pydantic.json_schema import models_json_schema
 
 from torchrec_models.schema import Feature, Schema, Table, Task
 
@@ -288,15 +289,19 @@ def json_schema() -> dict:
     from torchrec_models.model import net_classes  # torch is slow to import
     from torchrec_models.ranking import NETS
 
-    schema = RunConfig.model_json_schema()
-    for name, net in net_classes().items():
-        one = net.Config.model_json_schema()
-        schema["$defs"].update(one.pop("$defs", {}))
-        one["properties"] = {"name": {"const": name}, **one.get("properties", {})}
-        one["required"] = ["name", *one.get("required", [])]
-        schema["$defs"][f"net.{name}"] = one
+    nets = net_classes()
+    # all at once, so that pydantic tells apart the classes that are called Config
+    references, together = models_json_schema([(model, "validation") for model in (RunConfig, *(n.Config for n in nets.values()))])
+    defined = together["$defs"]
+    own = {model: reference["$ref"].removeprefix("#/$defs/") for (model, _), reference in references.items()}
+    whole = {model: defined.pop(key) for model, key in own.items()}
+    for name, net in nets.items():
+        one = whole[net.Config]
+        properties, required = {"name": {"const": name}, **one.get("properties", {})}, ["name", *one.get("required", [])]
+        defined[f"net.{name}"] = {**one, "properties": properties, "required": required}
+    schema = {**whole[RunConfig], "$defs": defined}
     schema["$defs"]["NestedNet"] = _any_net(NETS)
-    schema["properties"]["model"] = _any_net(net_classes())
+    schema["properties"]["model"] = _any_net(nets)
     return schema
 
 
