@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from torchrec_models.schema import Feature, Schema, Table, Task
@@ -291,7 +291,8 @@ def json_schema() -> dict:
 
     nets = net_classes()
     # all at once, so that pydantic tells apart the classes that are called Config
-    references, together = models_json_schema([(model, "validation") for model in (RunConfig, *(n.Config for n in nets.values()))])
+    models: list[type[BaseModel]] = [RunConfig, *(net.Config for net in nets.values())]
+    references, together = models_json_schema([(model, "validation") for model in models])
     defined = together["$defs"]
     own = {model: reference["$ref"].removeprefix("#/$defs/") for (model, _), reference in references.items()}
     whole = {model: defined.pop(key) for model, key in own.items()}
