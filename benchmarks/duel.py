@@ -39,11 +39,11 @@ class Worker:
     def run(self, num_steps: int) -> dict[str, Any]:
         """`num_steps` training steps: {"steps", "seconds", "loss"}, and `other_cpus`, the processors busy with anything else."""
         assert self.process.stdin is not None
-        busy, own = _busy_seconds(), _process_seconds(self.process.pid)
+        busy, own = busy_seconds(), process_seconds(self.process.pid)
         self.process.stdin.write(f"run {num_steps}\n")
         self.process.stdin.flush()
         answer = self._answer()
-        others = (_busy_seconds() - busy) - (_process_seconds(self.process.pid) - own)
+        others = (busy_seconds() - busy) - (process_seconds(self.process.pid) - own)
         return {**answer, "other_cpus": round(max(others, 0.0) / answer["seconds"], 2)}
 
     def __enter__(self) -> "Worker":
@@ -55,13 +55,13 @@ class Worker:
         self.process.wait()
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """Processor seconds spent on work since boot, over all cores (/proc/stat: user nice system idle iowait irq softirq)."""
     fields = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:8]]
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
-def _process_seconds(pid: int) -> float:
+def process_seconds(pid: int) -> float:
     """Processor seconds of a process and all its threads (/proc/PID/stat: utime and stime follow the name in brackets)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

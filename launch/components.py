@@ -1,4 +1,4 @@
-"""torchx components: the same five jobs on this machine, Slurm, Kubernetes or wherever torchx runs.
+"""torchx components: the same six jobs on this machine, Slurm, Kubernetes or wherever torchx runs.
 
     torchx run -s local_cwd launch/components.py:train --config configs/ml100k/deepfm.yaml --nproc 2 -- train.epochs=2
 
@@ -128,6 +128,35 @@ def export(*arguments: str, run: str, image: str = "", python: str = "python", c
     return _app("export", [python, "-m", CLI, "export", run, *arguments], image, specs.resource(cpu=cpu, gpu=0, memMB=memMB))
 
 
+def serve(
+    *arguments: str,
+    bundle: str,
+    port: int = 8000,
+    workers: int = 1,
+    replicas: int = 1,
+    image: str = "",
+    python: str = "python",
+    cpu: int = 1,
+    memMB: int = 2048,
+) -> specs.AppDef:
+    """Answer requests with a bundle over HTTP until it is stopped. Needs no torch: the image of the Dockerfile does.
+
+    Args:
+        arguments: options of `trm serve`, more bundles among them
+        bundle: folder of the bundle, or NAME=folder, as the job sees it
+        port: where each replica listens, on every address
+        workers: processes per replica, each with the model in memory; one per core
+        replicas: servers, each on a host or container of its own, behind a balancer of yours
+        image: container image; not used by local_cwd
+        python: the Python that has torchrec-models installed, as the job sees it
+        cpu: cores per replica
+        memMB: memory per replica in MB
+    """
+    place = ("--host", "0.0.0.0", "--port", str(port), "--workers", str(workers))
+    command = [python, "-m", CLI, "serve", bundle, *place, *arguments]
+    return _app("serve", command, image, specs.resource(cpu=cpu, gpu=0, memMB=memMB), replicas, port_map={"http": port})
+
+
 class _Shell(str):
     """Text for the shell to expand; anything else is quoted."""
 
@@ -145,7 +174,15 @@ def _torchrun(python: str, nproc: int, nnodes: int, max_restarts: int) -> list[s
     ]
 
 
-def _app(verb: str, command: list[str], image: str, resource: specs.Resource, nnodes: int = 1) -> specs.AppDef:
+def _app(
+    verb: str,
+    command: list[str],
+    image: str,
+    resource: specs.Resource,
+    nnodes: int = 1,
+    *,
+    port_map: dict[str, int] | None = None,
+) -> specs.AppDef:
     """One role that runs the command under bash: schedulers differ in how they quote arguments, not in this.
 
     torchx fills in its macros as `string.Template` does, so a dollar sign of the user's is written twice.
@@ -158,6 +195,6 @@ def _app(verb: str, command: list[str], image: str, resource: specs.Resource, nn
         args=["-c", f"exec {' '.join(words)}"],
         num_replicas=nnodes,
         resource=resource,
-        port_map={"c10d": RENDEZVOUS_PORT} if nnodes > 1 else {},
+        port_map=port_map or ({"c10d": RENDEZVOUS_PORT} if nnodes > 1 else {}),
     )
     return specs.AppDef(name=f"trm-{verb}", roles=[role])

@@ -60,6 +60,17 @@ def test_jobs_of_many_processes_go_through_torchrun(verb: str, place: tuple[str,
     assert words[16:] == ["-m", "torchrec_models.pipelines.cli", verb, place[1], "--verbose", "train.epochs=2"]
 
 
+def test_serve_listens_on_every_address_and_names_its_port() -> None:
+    request = dryrun("serve", ["--bundle", "ctr=/b", "--port", "9000", "--replicas", "2", "--", "--watch-seconds", "5"])
+    replicas = request.request.role_params["serve"]
+    assert len(replicas) == 2
+    assert shlex.split(replicas[0].args[2]) == [
+        *("exec", "python", "-m", "torchrec_models.pipelines.cli", "serve", "ctr=/b"),
+        *("--host", "0.0.0.0", "--port", "9000", "--workers", "1", "--watch-seconds", "5"),
+    ]
+    assert request._app.roles[0].port_map == {"http": 9000}
+
+
 def test_several_nodes_meet_at_the_host_that_slurm_names() -> None:
     script = str(dryrun("train", ["--config", "c.yaml", "--nnodes", "2", "--nproc", "4"], scheduler="slurm"))
     assert '"${SLURM_JOB_NODELIST_HET_GROUP_0:=localhost}:29500"' in script

@@ -1,0 +1,25 @@
+"""FastAPI as its tutorial has it, with a typed body: python serving_fastapi.py BUNDLE PORT."""
+
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import create_model
+from serving_row import RowModel
+
+
+def main(bundle: str, port: int) -> None:
+    model = RowModel(bundle)
+    types = {c.name: (list[str] | None if c.expects == "list" else str | None, None) for c in model.columns.values()}
+    Row = create_model("Row", **types)
+    app = FastAPI()
+
+    @app.post("/predict")
+    async def predict(row: Row) -> dict[str, float]:  # type: ignore[valid-type]
+        return model(row.model_dump())  # type: ignore[attr-defined]
+
+    uvicorn.run(app, port=port, loop="uvloop", http="httptools", access_log=False, log_level="warning")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
