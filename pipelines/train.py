@@ -80,6 +80,7 @@ def _starting_point(run: Path, config: RunConfig, *, resume: bool) -> Path | Non
         old["train"].pop(free), new["train"].pop(free)
     parts = ("model", "features", "tables", "labels", "train", "retrieval")
     changed = [line for k in parts for line in differences(old[k], new[k], k)]
+    changed += differences(old["data"]["split"], new["data"]["split"], "data.split")  # another fold has the same cache
     if changed:
         listed = "\n  ".join(changed[:SHOWN_DIFFERENCES])
         raise ValueError(

@@ -208,14 +208,14 @@ MALFORMED: dict[str, tuple[str, list[str]]] = {
     "no such split": (
         data(split={"by": "hsh", "colum": "user", "valid": 2}),
         [
-            "data.split.by: given 'hsh'; allowed: random, hash, time, column; did you mean 'hash'?",
+            "data.split.by: given 'hsh'; allowed: random, hash, time, column, fold, time_fold; did you mean 'hash'?",
             "data.split.colum: unknown key (given 'user'); did you mean 'column'? Allowed here: by, column, valid, test, seed",
             "data.split.valid: given 2; must be less than 1",
         ],
     ),
     "a split of no kind": (
         data(split={"valid": 0.1}),
-        ["data.split.by: required, and not given; allowed: random, hash, time, column"],
+        ["data.split.by: required, and not given; allowed: random, hash, time, column, fold, time_fold"],
     ),
     "a split in one word": (data(split="random"), [f"data.split: given 'random'; {A_SECTION}; write {{by: random}}"]),
     "an option of another split": (
@@ -379,8 +379,7 @@ MALFORMED: dict[str, tuple[str, list[str]]] = {
     "fused training": (
         "train: {embedding_l2: .1, sparse: {optimizer: sgd, eps: 1e-4}, dense: {optimizer: sgd, eps: 1e-4, betas: [.9, .99]}}",
         [
-            "train.embedding_l2: has no effect with mode: fused (only rows of the batch are updated); "
-            "use mode: unfused",
+            "train.embedding_l2: has no effect with mode: fused (only rows of the batch are updated); use mode: unfused",
             "train.dense.betas: has no effect with optimizer: sgd; leave it out",
             "train.dense.eps: has no effect with optimizer: sgd; leave it out",
             "train.sparse.eps: has no effect with optimizer: sgd; leave it out",

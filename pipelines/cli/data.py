@@ -35,9 +35,11 @@ def _add_data(verbs: argparse._SubParsersAction) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     from torchrec_models.pipelines import config as C
     from torchrec_models.pipelines.data.prepare import prepare
+    from torchrec_models.pipelines.data.shards import Cache
 
     config = C.load(args.config, args.overrides)
-    cache = prepare(config, force=args.force)
+    prepare(config, force=args.force)
+    cache = Cache.open(config.data.cache)  # with folds: all of them
     for name, split in cache.splits.items():
         labels = ", ".join(f"{k} {v:.4f}" for k, v in split.label_mean.items())
         print(f"{name:6} {split.num_rows:>12,} rows" + (f"   mean label: {labels}" if labels else ""))

@@ -3,20 +3,15 @@
 from .data import (
     BucketIds,
     CategoricalConfig,
-    ColumnSplit,
     DataConfig,
     FeatureConfig,
     HashIds,
-    HashSplit,
     IdentityIds,
     IdsConfig,
     LabelConfig,
     NumericConfig,
-    RandomSplit,
     SequenceConfig,
-    SplitConfig,
     TableConfig,
-    TimeSplit,
     VocabularyIds,
 )
 from .errors import ConfigError, nearest
@@ -38,6 +33,7 @@ from .run import (
     load,
     parse,
 )
+from .splits import ColumnSplit, FoldSplit, HashSplit, RandomSplit, SplitConfig, TimeFoldSplit, TimeSplit
 from .text import write_yaml
 
 __all__ = [
@@ -52,6 +48,7 @@ __all__ = [
     "EvaluateConfig",
     "ExportConfig",
     "FeatureConfig",
+    "FoldSplit",
     "HashIds",
     "HashSplit",
     "IdentityIds",
@@ -68,6 +65,7 @@ __all__ = [
     "SplitConfig",
     "TableConfig",
     "TaskWeightingConfig",
+    "TimeFoldSplit",
     "TimeSplit",
     "TrainConfig",
     "VocabularyIds",

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from .errors import check_structure, nearest, nearest_name, short
 from .parallel import alignment_problems, parallel_problems
+from .splits import split_problems
 
 if TYPE_CHECKING:
     from torchrec_models.model import Net, TwoTower
@@ -124,23 +125,12 @@ def _unused(section: BaseModel, path: str, keys: tuple[str, ...], why: str) -> I
 
 def _split_problems(config: "RunConfig", at: At) -> Iterator[str]:
     data, split = config.data, config.data.split
-    if split and (data.valid or data.test):
+    if split and (data.valid or (data.test and split.by not in ("fold", "time_fold"))):
         yield "data.split: given together with data.valid or data.test; keep the split or the files"
     if config.data.extra_fields == "ignore" and not config.data.column_names:
         yield "data.extra_fields: has no effect without data.column_names (a header names every field)"
-    if split and split.by in ("random", "hash") and split.valid + split.test >= 1:
-        yield f"data.split: valid {split.valid} and test {split.test} leave nothing to train on"
-    if split and split.by == "time" and split.test_from is not None:
-        first, second = split.valid_from, split.test_from
-        if isinstance(first, str) != isinstance(second, str):
-            yield f"data.split.test_from: given {short(second)}; must be of the same kind as valid_from, {short(first)}"
-        elif not first < second:  # type: ignore[operator]
-            yield f"data.split.test_from: given {short(second)}; must be later than valid_from, {short(first)}"
-    if split and split.by == "column":
-        for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
-            both = [v for v in getattr(split, one) if v in getattr(split, other)]
-            if both:
-                yield f"data.split.{other}: {', '.join(map(short, both))} also stands in {one}; a row can be in one split only"
+    if split:
+        yield from split_problems(split)
     if data.format == "parquet":
         yield from _unused(data, "data", ("column_names", "null_values", "extra_fields"), "with format: parquet")
     elif not data.column_names:

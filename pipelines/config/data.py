@@ -2,59 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from torchrec_models.schema import Pooling, Side
 
 from .errors import nearest, nearest_name
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
+from .section import Section
+from .splits import SplitConfig
 
 # --- data -------------------------------------------------------------------------------------------------------------
-
-
-class RandomSplit(Section):
-    """Rows drawn at random, by a hash of their position and the seed."""
-
-    by: Literal["random"]
-    valid: float = Field(0.1, ge=0, lt=1)
-    test: float = Field(0.1, ge=0, lt=1)
-    seed: int = 0
-
-
-class HashSplit(Section):
-    """Rows by a hash of a column: all rows of one value (one user, one session) land in one split."""
-
-    by: Literal["hash"]
-    column: str
-    valid: float = Field(0.1, ge=0, lt=1)
-    test: float = Field(0.1, ge=0, lt=1)
-    seed: int = 0
-
-
-class TimeSplit(Section):
-    """Rows before `valid_from` train, rows from `test_from` on test. Values as in the column (numbers, or ISO dates)."""
-
-    by: Literal["time"]
-    column: str
-    valid_from: str | int | float
-    test_from: str | int | float | None = None
-
-
-class ColumnSplit(Section):
-    """Rows by the value of a column."""
-
-    by: Literal["column"]
-    column: str
-    train: list[str | int] = ["train"]
-    valid: list[str | int] = ["valid"]
-    test: list[str | int] = ["test"]
-
-
-SplitConfig = Annotated[RandomSplit | HashSplit | TimeSplit | ColumnSplit, Field(discriminator="by")]
 
 
 def _one_or_many(value: Any) -> Any:
@@ -68,8 +24,8 @@ class DataConfig(Section):
     """Where the rows are. Paths are files, globs or folders."""
 
     train: Paths = Field(min_length=1, description="files, globs or folders")
-    valid: Paths = []
-    test: Paths = []
+    valid: Paths = Field([])
+    test: Paths = Field([])
     format: Literal["auto", "parquet", "csv", "tsv"] = "auto"
     column_names: list[str] = Field([], description="names for text files without a header line")
     extra_fields: Literal["error", "ignore"] = Field(
@@ -124,7 +80,7 @@ class BucketIds(Section):
     """
 
     by: Literal["bucketize"]
-    boundaries: list[float] = []
+    boundaries: list[float] = Field([])
     num_buckets: int = Field(0, ge=0)
     null: NullPolicy = "oov"
 
@@ -227,7 +183,7 @@ class NumericConfig(Section):
 
     kind: Literal["numeric"]
     column: str = ""
-    steps: list[Step] = []
+    steps: list[Step] = Field([])
     side: Side = ""
 
 

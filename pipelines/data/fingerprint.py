@@ -9,7 +9,7 @@ from torchrec_models.pipelines.config import RunConfig
 from .files import find_files
 from .shards import FORMAT_VERSION, checksum_of_json
 
-_NO_INFLUENCE = {"cache", "memory_budget_mib"}
+_NO_INFLUENCE = {"cache": True, "memory_budget_mib": True, "split": {"fold"}}  # one cache serves all folds
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

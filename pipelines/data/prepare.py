@@ -20,16 +20,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from torchrec_models.pipelines.config import DataConfig, RunConfig
+from torchrec_models.pipelines.config import DataConfig, FoldSplit, RunConfig, TimeFoldSplit
 
 from .fingerprint import differences, files_of, fingerprint_of, settings_of, versions
 from .fit import Fitter
+from .folds import check_rows, fold_of_cache
 from .journal import Journal
-from .row_writer import SPLITS, RowWriter, pick
+from .row_writer import RowWriter, pick
 from .shard_writer import fsync, write_manifest
 from .shards import MANIFEST, Cache, FileEntry, read_manifest
 from .sources import Source, SourceBatch, open_source
-from .splits import Splitter
+from .splits import SPLITS, Splitter, stored_names
 from .targets import side_columns
 from .transforms import Transforms
 
@@ -41,6 +42,8 @@ def prepare(config: RunConfig, *, progress: bool = True, force: bool = False) ->
 
     A finished cache of the same settings and source files is reused. An interrupted one is completed: finished shards are
     kept and give, byte for byte, what an uninterrupted run gives. Memory is bounded by `data.memory_budget_mib`, not by the data.
+
+    With folds, the splits that come back are those of `data.split.fold`; the cache is the same for all of them.
 
     Args:
         progress: progress bars and messages on stderr.
@@ -75,7 +78,7 @@ def prepare(config: RunConfig, *, progress: bool = True, force: bool = False) ->
     shutil.rmtree(partial, ignore_errors=True)
     for other in folder.parent.glob(f"{folder.name}.partial-*"):
         _say(progress, f"{other} is left over from an interrupted run with other settings; delete it if you don't need it")
-    return finished or Cache.open(folder)
+    return _chosen_fold(finished or Cache.open(folder), config.data)
 
 
 def _say(progress: bool, text: str) -> None:
@@ -125,7 +128,11 @@ def open_prepared(config: RunConfig) -> Cache:
     cache = _finished(folder, inputs)
     if cache is None:
         raise ValueError(f"no cache at {folder}; run `trm prepare CONFIG` first")
-    return cache
+    return _chosen_fold(cache, config.data)
+
+
+def _chosen_fold(cache: Cache, data: DataConfig) -> Cache:
+    return fold_of_cache(cache, data.split) if isinstance(data.split, FoldSplit | TimeFoldSplit) else cache
 
 
 def _finished(folder: Path, inputs: dict[str, Any]) -> Cache | None:
@@ -175,13 +182,14 @@ def _publish(complete: Path, folder: Path) -> None:
 def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, progress: bool) -> None:
     """Makes `partial/cache` complete, from whatever an earlier run left there."""
     sources = _sources(config)
+    splitter = _splitter(config, progress=progress)
     fingerprint = fingerprint_of(inputs)
     journal = Journal(partial / "journal.jsonl", {"fingerprint": fingerprint, "versions": versions()})
     work = partial / "cache"
     folder = work / "transforms"
     if not journal.fitted(folder):
         shutil.rmtree(work, ignore_errors=True)
-        fitted = _fit(config, sources["train"], progress=progress)
+        fitted = _fit(config, sources["train"], splitter, progress=progress)
         folder.mkdir(parents=True)
         fitted.save(folder)
         entries = {}
@@ -191,10 +199,12 @@ def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, progress
         journal.add({"fitted": entries})
     transforms = Transforms.load(folder)
     writer = RowWriter(work, journal, config, transforms, sources["train"].arrow_schema)
-    _write(writer, config, sources, progress=progress)
-    asked = [split for split in SPLITS if _is_asked_for(config.data, split)]
+    _write(writer, config, sources, splitter, progress=progress)
+    if isinstance(config.data.split, FoldSplit | TimeFoldSplit):
+        check_rows(config.data.split, writer.num_rows)
+    asked = [split for split in writer.splits if _is_asked_for(config.data, split)]
     for split in asked:
-        if not writer.num_rows[split]:
+        if not writer.num_rows[split] and not _is_piece(config.data, split):
             raise ValueError(_no_rows(config.data, split, writer.num_rows))
     write_manifest(
         work,
@@ -206,7 +216,27 @@ def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, progress
     )
 
 
+def _splitter(config: RunConfig, *, progress: bool) -> Splitter:
+    """Ready to assign rows; folds may need a look at all of them first, which reads the columns of the split only."""
+    splitter = Splitter(config.data.split)
+    if splitter.plan:
+        source = open_source(config, config.data.train, columns=splitter.columns)
+        with _bar("folds", source.num_rows, progress=progress) as bar:
+            for batch in source.batches():
+                splitter.plan.count(batch)
+                bar.update(batch.batch.num_rows)
+        splitter.plan.deal()
+    return splitter
+
+
+def _is_piece(data: DataConfig, split: str) -> bool:
+    """Of folds; some of these may be empty."""
+    return isinstance(data.split, FoldSplit | TimeFoldSplit) and split not in SPLITS
+
+
 def _is_asked_for(data: DataConfig, split: str) -> bool:
+    if isinstance(data.split, FoldSplit | TimeFoldSplit):
+        return split != "test" or bool(data.test)
     if split == "train" or data.split is None:
         return bool(getattr(data, split))
     if data.split.by == "time":
@@ -222,12 +252,15 @@ def _no_rows(data: DataConfig, split: str, num_rows: dict[str, int]) -> str:
     return f"split {split!r} got no row of data.train (rows: {got}); check data.split.{setting}, by: {data.split.by}"
 
 
-def _batches(config: RunConfig, split: str, source: Source, bar: tqdm) -> Iterator[tuple[SourceBatch, np.ndarray]]:
-    """Batches of a source, and [N] the split (index in SPLITS) of each row."""
-    splitter = Splitter(config.data.split) if split == "train" else None
+def _batches(
+    config: RunConfig, split: str, source: Source, splitter: Splitter, bar: tqdm
+) -> Iterator[tuple[SourceBatch, np.ndarray]]:
+    """Batches of the files of a split, and [N] what each row is stored in (index in `stored_names`)."""
     for batch in source.batches():
-        all_alike = np.full(batch.batch.num_rows, SPLITS.index(split), np.int8)
-        yield batch, all_alike if splitter is None else splitter.assign(batch)
+        if split == "train":
+            yield batch, splitter.assign(batch)
+        else:
+            yield batch, np.full(batch.batch.num_rows, stored_names(config.data.split).index(split), np.int8)
         bar.update(batch.batch.num_rows)
 
 
@@ -235,13 +268,13 @@ def _bar(text: str, num_rows: int | None, *, progress: bool) -> tqdm:
     return tqdm(desc=text, total=num_rows, unit=" rows", unit_scale=True, disable=not progress, leave=progress)
 
 
-def _fit(config: RunConfig, source: Source, *, progress: bool) -> Transforms:
+def _fit(config: RunConfig, source: Source, splitter: Splitter, *, progress: bool) -> Transforms:
     fitter = Fitter(config, source.arrow_schema)
     for number in range(fitter.num_passes):
         seen = 0
         with _bar(f"fit {number + 1}/{fitter.num_passes}", source.num_rows, progress=progress) as bar:
-            for batch, codes in _batches(config, "train", source, bar):
-                index = np.flatnonzero(codes == 0)
+            for batch, codes in _batches(config, "train", source, splitter, bar):
+                index = np.flatnonzero(np.isin(codes, splitter.fitted))
                 seen += len(index)
                 picked, rows = pick(batch, index)
                 fitter.update(picked, where=str(batch.path), first_row=batch.first_row, rows=rows)
@@ -251,13 +284,14 @@ def _fit(config: RunConfig, source: Source, *, progress: bool) -> Transforms:
     return fitter.finish()
 
 
-def _write(writer: RowWriter, config: RunConfig, sources: dict[str, Source], *, progress: bool) -> None:
+def _write(writer: RowWriter, config: RunConfig, sources: dict[str, Source], splitter: Splitter, *, progress: bool) -> None:
     if any(writer.num_rows.values()):
         kept = ", ".join(f"{split}: {num_rows:,}" for split, num_rows in writer.num_rows.items())
         _say(progress, f"going on where an interrupted run stopped; rows kept: {kept}")
     for split, source in sources.items():
         with _bar(f"write {split if config.data.split is None else 'splits'}", source.num_rows, progress=progress) as bar:
-            for batch, codes in _batches(config, split, source, bar):
+            for batch, codes in _batches(config, split, source, splitter, bar):
                 writer.add(batch, codes)
-        for done in SPLITS if config.data.split else (split,):
+        of_train = [name for name in writer.splits if name not in sources or name == "train"]
+        for done in of_train if split == "train" else (split,):
             writer.close(done)

@@ -13,10 +13,9 @@ from .rows import Rows
 from .shard_writer import ShardWriter
 from .shards import Shard
 from .sources import SourceBatch
+from .splits import stored_names
 from .targets import read_side_columns, read_targets, side_columns, side_schema
 from .transforms import Transforms
-
-SPLITS = ("train", "valid", "test")  # in the order of the codes that Splitter assigns
 
 
 def pick(batch: SourceBatch, index: np.ndarray) -> tuple[pa.RecordBatch, np.ndarray | None]:
@@ -56,28 +55,29 @@ class RowWriter:
                 on_finished=record,
             )
 
-        self._writers = [writer(split) for split in SPLITS]
+        self.splits = stored_names(config.data.split)
+        self._writers = [writer(split) for split in self.splits]
         self._num_kept = [writer.num_rows for writer in self._writers]
-        self._num_seen = [0] * len(SPLITS)
+        self._num_seen = [0] * len(self.splits)
 
     @property
     def num_rows(self) -> dict[str, int]:
         """Split -> rows written, by this run and before it."""
-        return {split: writer.num_rows for split, writer in zip(SPLITS, self._writers)}
+        return {split: writer.num_rows for split, writer in zip(self.splits, self._writers)}
 
     @property
     def shards(self) -> dict[str, list[Shard]]:
-        return {split: writer.shards for split, writer in zip(SPLITS, self._writers)}
+        return {split: writer.shards for split, writer in zip(self.splits, self._writers)}
 
     def add(self, batch: SourceBatch, codes: np.ndarray) -> None:
-        """Encodes and writes the rows of a batch; `codes` [N] says the split of each as an index in SPLITS.
+        """Encodes and writes the rows of a batch; `codes` [N] says the split of each as an index in `splits`.
 
         Raises:
             ValueError: for values that the transforms, labels, weights or side columns cannot take (file, column, row).
             OSError: with the path, if the disk refuses.
         """
         needed = np.ones(len(codes), bool)
-        for code in range(len(SPLITS)):
+        for code in range(len(self.splits)):
             of_split = np.flatnonzero(codes == code)
             needed[of_split[: max(0, self._num_kept[code] - self._num_seen[code])]] = False
             self._num_seen[code] += len(of_split)
@@ -103,4 +103,4 @@ class RowWriter:
 
     def close(self, split: str) -> None:
         """Finishes a split's last shard; no row of it comes after this."""
-        self._writers[SPLITS.index(split)].close()
+        self._writers[self.splits.index(split)].close()

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from ..config import RunConfig
 from ..config.data import BucketIds, NumericConfig
+from ..config.splits import split_columns
 from .files import FileInfo, find_files, no_rows
 from .parquet_files import ParquetFiles
 from .text_files import TextFiles
@@ -118,8 +119,7 @@ def wanted_columns(config: RunConfig) -> list[str]:
     columns = [f.column or name for name, f in config.features.items()]
     columns += [label.column or name for name, label in config.labels.items()]
     columns += [c for c in (data.weight, data.group, data.timestamp, data.row_id, *data.slices) if c]
-    if data.split is not None and data.split.by != "random":
-        columns.append(data.split.column)
+    columns += split_columns(data.split)
     return list(dict.fromkeys(columns))
 
 
@@ -153,9 +153,7 @@ def _uses(config: RunConfig) -> tuple[set[str], set[str], set[str]]:
             isinstance(tables[config.table_of(name)].ids, BucketIds) and not feature.separator
         )
         (as_numbers if number else as_ids).add(feature.column or name)
-    as_they_are = {data.group, data.timestamp, data.row_id, *data.slices} - {""}
-    if data.split is not None and data.split.by != "random":
-        as_they_are.add(data.split.column)
+    as_they_are = {data.group, data.timestamp, data.row_id, *data.slices, *split_columns(data.split)} - {""}
     return as_numbers, as_ids, as_they_are
 
 

@@ -6,13 +6,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config.data import ColumnSplit, HashSplit, RandomSplit, SplitConfig, TimeSplit
-from .ids import hash_integers, hash_numbers, hash_strings
+from ..config.splits import (
+    ColumnSplit,
+    FoldSplit,
+    HashSplit,
+    Moment,
+    RandomSplit,
+    SplitConfig,
+    TimeFoldSplit,
+    TimeSplit,
+    split_columns,
+)
+from .folds import FoldPlan, cuts, hash_values, held_out, num_folds, piece_names, pieces_of, split_column, split_seed
+from .ids import hash_integers
 from .sources import SourceBatch
-from .values import Kind, Place, first_failure, kind_of, numbers, one_array, plain, shown, strings
+from .values import Place, first_failure, kind_of, numbers, shown, strings
 
+SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = np.int8(0), np.int8(1), np.int8(2)
-_SALT = 0x5350_4C49_5400_0000  # another stream than feature hashes of the same seed
+
+
+def stored_names(split: SplitConfig | None) -> tuple[str, ...]:
+    """What a cache calls its splits, in the order of the codes that Splitter assigns; test comes last."""
+    return (*piece_names(split), "test") if isinstance(split, FoldSplit | TimeFoldSplit) else SPLITS
 
 
 class Splitter:
@@ -21,18 +37,29 @@ class Splitter:
     - random: by a hash of the row's number in the source and the seed;
     - hash: by a hash of the column's value and the seed, the same for 7, 7.0 and every batch;
     - time: by the column's value, compared in its own type;
-    - column: by the value itself.
+    - column: by the value itself;
+    - fold and time_fold: into pieces, see folds.py.
 
     Args:
         split: None puts every row into train.
+
+    Attributes:
+        columns: that `assign` reads.
+        plan: what has to see all rows once before `assign`; None if nothing has to.
+        fitted: codes of the rows that transforms are fitted on.
     """
 
     def __init__(self, split: SplitConfig | None) -> None:
         self._split = split
-        self.columns: list[str] = [] if split is None or isinstance(split, RandomSplit) else [split.column]
+        self._folds = FoldPlan(split) if isinstance(split, FoldSplit) else None
+        self.columns = split_columns(split)
+        self.plan = self._folds if self._folds and self._folds.needs_counts else None
+        self.fitted = [int(TRAIN)]
+        if isinstance(split, FoldSplit | TimeFoldSplit):
+            self.fitted = sorted({piece for fold in range(num_folds(split)) for piece in pieces_of(split, fold)[0]})
 
     def assign(self, batch: SourceBatch) -> np.ndarray:
-        """[N] int8: 0 train, 1 valid, 2 test.
+        """[N] int8: 0 train, 1 valid, 2 test; with folds, the number of the piece.
 
         Raises:
             ValueError: naming file, column and data row, for missing values and values that belong nowhere.
@@ -41,35 +68,25 @@ class Splitter:
         if split is None:
             return np.zeros(num_rows, np.int8)
         if isinstance(split, RandomSplit):
-            hashes = hash_integers(np.arange(batch.global_row, batch.global_row + num_rows), _seed(split.seed))
+            hashes = hash_integers(np.arange(batch.global_row, batch.global_row + num_rows), split_seed(split.seed))
             return _by_share(hashes, split)
-        place = Place(batch.path, split.column, batch.first_row)
-        column = plain(one_array(batch.batch.column(split.column)))
-        missing = pc.is_null(column, nan_is_null=True).to_numpy(zero_copy_only=False)
-        if missing.any():
-            raise place.error(int(missing.argmax()), f"the value is missing, and data.split goes by this column (by: {split.by})")
+        if self._folds:
+            return self._folds.assign(batch)
+        assert not isinstance(split, FoldSplit)
+        column, place = split_column(batch, split.column, split.by)
+        if isinstance(split, TimeFoldSplit):
+            return _by_period(column, split, place, batch)
         if isinstance(split, HashSplit):
-            return _by_share(_hashes(column, split.seed, place), split)
+            return _by_share(hash_values(column, split.seed, place), split)
         if isinstance(split, TimeSplit):
             return _by_time(column, split, place)
         return _by_value(column, split, place)
-
-
-def _seed(seed: int) -> int:
-    return (seed ^ _SALT) % 2**64
 
 
 def _by_share(hashes: np.ndarray, split: RandomSplit | HashSplit) -> np.ndarray:
     """Test takes the lowest hashes, valid the next, train the rest."""
     position = hashes.astype(np.float64) / 2.0**64
     return np.where(position < split.test, TEST, np.where(position < split.test + split.valid, VALID, TRAIN))
-
-
-def _hashes(column: pa.Array, seed: int, place: Place) -> np.ndarray:
-    kind: Kind | None = kind_of(column.type)
-    if kind == "number":
-        return hash_numbers(numbers(column, place)[0], _seed(seed))
-    return hash_strings(strings(column, place), _seed(seed))
 
 
 def _by_time(column: pa.Array, split: TimeSplit, place: Place) -> np.ndarray:
@@ -79,7 +96,17 @@ def _by_time(column: pa.Array, split: TimeSplit, place: Place) -> np.ndarray:
     return out
 
 
-def _at_or_after(column: pa.Array, start: str | int | float, key: str, place: Place) -> np.ndarray:
+def _by_period(column: pa.Array, split: TimeFoldSplit, place: Place, batch: SourceBatch) -> np.ndarray:
+    moments = cuts(split)
+    period = sum((_at_or_after(column, m, key, place).astype(np.int8) for m, key in moments), np.zeros(len(column), np.int8))
+    if not split.group:
+        return period
+    groups, of_group = split_column(batch, split.group, split.by)
+    outside = held_out(hash_values(groups, split.seed, of_group), split)
+    return np.where(outside, period + np.int8(len(moments) + 1), period)
+
+
+def _at_or_after(column: pa.Array, start: Moment, key: str, place: Place) -> np.ndarray:
     type = column.type
     if isinstance(start, str) and kind_of(type) == "number":
         raise place.column_error(f"the column holds numbers ({type}); give data.split.{key} as a number, not as the text {start!r}")
