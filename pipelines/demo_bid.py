@@ -25,7 +25,7 @@ from torchrec_models import Bundle
 from .auction_report import Replayed, write_auction_report
 from .auctions import Comparison, Day, compare
 from .calibrate import calibrate_run
-from .config import RunConfig, load, write_yaml
+from .config import QueryConfig, RunConfig, load, write_yaml
 from .config.text import read_yaml
 from .data.auctions import auction_log, write_log
 from .data.prepare import prepare
@@ -115,7 +115,7 @@ def generate(folder: Path, num_rows: int) -> None:
         partial.rename(folder / f"{name}.log.txt")
 
 
-def _table(config: RunConfig, paths: list[str]) -> pa.Table:
+def _table(config: RunConfig, paths: list[str] | QueryConfig) -> pa.Table:
     """All columns of a log as text, as they stand in the file."""
     return pa.Table.from_batches([p.batch for p in open_source(config, paths, columns=config.data.column_names).batches()])
 

@@ -227,7 +227,9 @@ def _data_overrides(config: Path, data: Path | None) -> list[str]:
     section = load(config).data
     named = {"train": section.train, "valid": section.valid, "test": section.test}
     return [
-        f"data.{split}={json.dumps([str(data / Path(path).name) for path in paths])}" for split, paths in named.items() if paths
+        f"data.{split}={json.dumps([str(data / Path(path).name) for path in paths])}"
+        for split, paths in named.items()
+        if isinstance(paths, list) and paths
     ]
 
 

@@ -24,6 +24,7 @@ RUN = ["torchmetrics==1.0.3", "pyre-extensions", "tensordict", "torchx==0.7.0", 
 SERVE = ["numpy", "pyarrow", "onnxruntime", "pydantic", "PyYAML", "tqdm"]
 SERVE += ["uvicorn", "uvloop", "httptools", "msgspec", "prometheus_client"]
 DEV = ["pytest", "ruff", "mypy", "hypothesis", "scikit-learn", "types-PyYAML", "types-tqdm", "playwright"]
+DEV += ["adbc-driver-manager", "adbc-driver-postgresql", "adbc-driver-sqlite", "duckdb"]
 HEADERS = {
     "cpu": "A machine without a GPU. torchrec comes without its own requirements: those name fbgemm-gpu, the CUDA package.",
     "cuda": "A Linux machine with an NVIDIA GPU. Resolved on a machine without one; it has not been run on a GPU yet.",

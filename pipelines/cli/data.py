@@ -8,9 +8,9 @@ from .arguments import add_config, add_verb
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
-    prepare = add_verb(verbs, "prepare", _prepare, "read the data, fit the transforms on the training rows, write the shard cache")
+    prepare = add_verb(verbs, "prepare", _prepare, "read files or queries, fit transforms on the training rows, write shards")
     add_config(prepare)
-    prepare.add_argument("--force", action="store_true", help="replace a cache that was prepared from other data or settings")
+    prepare.add_argument("--force", action="store_true", help="replace a cache of other data or settings; run queries again")
     _add_data(verbs)
 
 

@@ -15,6 +15,7 @@ from .data import (
     VocabularyIds,
 )
 from .errors import ConfigError, nearest
+from .query import QueryConfig
 from .run import (
     CheckpointConfig,
     DenseOptimizerConfig,
@@ -55,6 +56,7 @@ __all__ = [
     "IdsConfig",
     "LabelConfig",
     "NumericConfig",
+    "QueryConfig",
     "RandomSplit",
     "RetrievalConfig",
     "RunConfig",

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from .errors import check_structure, nearest, nearest_name, short
 from .parallel import alignment_problems, parallel_problems
+from .query import query_problems
 from .splits import split_problems
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def _unused(section: BaseModel, path: str, keys: tuple[str, ...], why: str) -> I
 
 def _split_problems(config: "RunConfig", at: At) -> Iterator[str]:
     data, split = config.data, config.data.split
+    yield from query_problems(data)
     if split and (data.valid or (data.test and split.by not in ("fold", "time_fold"))):
         yield "data.split: given together with data.valid or data.test; keep the split or the files"
     if config.data.extra_fields == "ignore" and not config.data.column_names:

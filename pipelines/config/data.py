@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from torchrec_models.schema import Pooling, Side
 
 from .errors import nearest, nearest_name
+from .query import QueryConfig
 from .section import Section
 from .splits import SplitConfig
 
@@ -17,15 +18,23 @@ def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _rows_kind(value: Any) -> str:
+    return "query" if isinstance(value, dict | QueryConfig) else "paths"
+
+
 Paths = Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])]
+SomePaths = Annotated[list[str], Field(min_length=1), BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])]
+Query = Annotated[QueryConfig, Tag("query")]
 
 
 class DataConfig(Section):
-    """Where the rows are. Paths are files, globs or folders."""
+    """Where the rows are: files, globs and folders, or the query of a database."""
 
-    train: Paths = Field(min_length=1, description="files, globs or folders")
-    valid: Paths = Field([])
-    test: Paths = Field([])
+    train: Annotated[Annotated[SomePaths, Tag("paths")] | Query, Discriminator(_rows_kind)] = Field(
+        description="files, globs or folders; or {uri: ..., query: ...}"
+    )
+    valid: Annotated[Annotated[Paths, Tag("paths")] | Query, Discriminator(_rows_kind)] = Field([])
+    test: Annotated[Annotated[Paths, Tag("paths")] | Query, Discriminator(_rows_kind)] = Field([])
     format: Literal["auto", "parquet", "csv", "tsv"] = "auto"
     column_names: list[str] = Field([], description="names for text files without a header line")
     extra_fields: Literal["error", "ignore"] = Field(
@@ -42,6 +51,11 @@ class DataConfig(Section):
     slices: list[str] = Field([], description="columns kept for evaluation by slice")
     memory_budget_mib: int = Field(512, ge=16, description="memory for decoded rows while preparing")
     rows_per_shard: int = Field(1_000_000, ge=1)
+
+    def described(self, split: str) -> str:
+        """Where the rows of a split come from, for people: the first path, or the database."""
+        rows: list[str] | QueryConfig = getattr(self, split)
+        return f"the query on {rows.place}" if isinstance(rows, QueryConfig) else rows[0]
 
 
 # --- features ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
 
+from .masking import masked
+
 Location = tuple[str | int, ...]
 
 _EXPECTED = {
@@ -40,6 +42,7 @@ class ConfigError(ValueError):
     """Every mistake of one config, as text lines."""
 
     def __init__(self, source: str, problems: list[str]) -> None:
+        problems = [masked(p) for p in problems]
         self.problems = problems
         count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
         super().__init__(f"{source}: {count}\n" + "\n".join(f"  {p}" for p in problems))
@@ -57,10 +60,10 @@ def nearest(given: Any, allowed: Iterable[str]) -> str:
 
 
 def short(value: Any) -> str:
-    """A value as the user would write it, cut to 80 characters."""
+    """A value as the user would write it, without passwords, cut to 80 characters."""
     if value is None:
         return "nothing"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    text = str(value).lower() if isinstance(value, bool) else masked(repr(value))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from torchrec_models.pipelines.config import RunConfig
+from torchrec_models.pipelines.config import QueryConfig, RunConfig
 
 from .files import find_files
 from .shards import FORMAT_VERSION, checksum_of_json
+from .snapshots import query_files
 
 _NO_INFLUENCE = {"cache": True, "memory_budget_mib": True, "split": {"fold"}}  # one cache serves all folds
 
@@ -26,14 +27,17 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 
 def files_of(config: RunConfig) -> dict[str, Any]:
-    """Path, size and modification time of the source files of each split, as JSON data.
+    """Path, size and modification time of the source files of each split, as JSON data; of a database where it is one file.
 
     Raises:
         ValueError: if a path of the config leads to no file.
     """
     out = {}
     for split in ("train", "valid", "test"):
-        if paths := getattr(config.data, split):
+        paths = getattr(config.data, split)
+        if isinstance(paths, QueryConfig):
+            out[split] = query_files(paths)
+        elif paths:
             files, _ = find_files(paths, config.data.format)
             out[split] = {str(file.path): {"size_bytes": file.size_bytes, "mtime_ns": file.mtime_ns} for file in files}
     return out

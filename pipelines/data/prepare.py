@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
-from torchrec_models.pipelines.config import DataConfig, FoldSplit, RunConfig, TimeFoldSplit
+from torchrec_models.pipelines.config import DataConfig, FoldSplit, QueryConfig, RunConfig, TimeFoldSplit
 
 from .fingerprint import differences, files_of, fingerprint_of, settings_of, versions
 from .fit import Fitter
@@ -29,7 +30,8 @@ from .journal import Journal
 from .row_writer import RowWriter, pick
 from .shard_writer import fsync, write_manifest
 from .shards import MANIFEST, Cache, FileEntry, read_manifest
-from .sources import Source, SourceBatch, open_source
+from .snapshots import check_query_columns, drop_other_snapshots, first_rows, take_snapshot, telling_when_read
+from .sources import Source, SourceBatch, open_source, wanted_columns
 from .splits import SPLITS, Splitter, stored_names
 from .targets import side_columns
 from .transforms import Transforms
@@ -45,9 +47,12 @@ def prepare(config: RunConfig, *, progress: bool = True, force: bool = False) ->
 
     With folds, the splits that come back are those of `data.split.fold`; the cache is the same for all of them.
 
+    Rows of a query are read once and kept in `<cache>.rows/` (see snapshots.py); a finished cache is reused without asking the
+    database.
+
     Args:
         progress: progress bars and messages on stderr.
-        force: replace a cache made with other settings or of other files, or an altered one.
+        force: replace a cache made with other settings or of other files, or an altered one; run queries again.
 
     Raises:
         ValueError: for data that does not fit the config (file, column and row are named); for a cache of other settings
@@ -65,7 +70,9 @@ def prepare(config: RunConfig, *, progress: bool = True, force: bool = False) ->
             finished = None if force else _finished(folder, inputs)  # a process that we waited for may have made it
             if finished is None:
                 try:
-                    _build(partial, config, inputs, progress=progress)
+                    snapshots = _snapshots(config, again=force, progress=progress)
+                    with telling_when_read(snapshots):
+                        _build(partial, config, inputs | ({"snapshots": snapshots} if snapshots else {}), progress=progress)
                 except ValueError:  # the same files and settings would fail again: nothing here is worth keeping
                     shutil.rmtree(partial, ignore_errors=True)
                     raise
@@ -76,6 +83,7 @@ def prepare(config: RunConfig, *, progress: bool = True, force: bool = False) ->
             f"{folder} is up to date: reused ({', '.join(f'{n}: {s.num_rows:,}' for n, s in finished.splits.items())} rows)",
         )
     shutil.rmtree(partial, ignore_errors=True)
+    drop_other_snapshots(config)
     for other in folder.parent.glob(f"{folder.name}.partial-*"):
         _say(progress, f"{other} is left over from an interrupted run with other settings; delete it if you don't need it")
     return _chosen_fold(finished or Cache.open(folder), config.data)
@@ -97,6 +105,10 @@ def check_data(config: RunConfig) -> None:
         if not (paths := getattr(config.data, split)):
             continue
         try:
+            if isinstance(paths, QueryConfig):
+                check_query_columns(paths, schema := first_rows(config, paths).schema, wanted_columns(config))
+                Fitter(config, schema)
+                continue
             source = open_source(config, paths)
             Fitter(config, source.arrow_schema)
             next(source.batches())
@@ -104,6 +116,24 @@ def check_data(config: RunConfig) -> None:
             problems.append(f"data.{split}: {error}")
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _snapshots(config: RunConfig, *, again: bool, progress: bool) -> dict[str, dict[str, Any]]:
+    """The rows of each split that comes from a database, on disk, and what they are; split -> description."""
+    out = {}
+    for split in SPLITS:
+        if isinstance(query := getattr(config.data, split), QueryConfig):
+
+            def check(schema: pa.Schema, query: QueryConfig = query) -> None:
+                check_query_columns(query, schema, wanted_columns(config))
+                Fitter(config, schema)
+
+            try:
+                out[split] = take_snapshot(config, query, check=check, again=again, progress=progress)
+            except ValueError as error:
+                raise ValueError(f"data.{split}: {error}") from None
+            _say(progress, f"data.{split}: {out[split]['num_rows']:,} rows of {query.place}, read at {out[split]['read_at']}")
+    return out
 
 
 def _sources(config: RunConfig) -> dict[str, Source]:
@@ -246,7 +276,7 @@ def _is_asked_for(data: DataConfig, split: str) -> bool:
 
 def _no_rows(data: DataConfig, split: str, num_rows: dict[str, int]) -> str:
     if data.split is None or (split == "train" and not sum(num_rows.values())):
-        return f"split {split!r}: the files of data.{split} hold no row: {', '.join(getattr(data, split))}"
+        return f"split {split!r}: the files of data.{split} hold no row: {data.described(split)}"
     got = ", ".join(f"{name}: {count}" for name, count in num_rows.items())
     setting = {"time": f"{split}_from", "column": f"{split} (a list of values)"}.get(data.split.by, split)
     return f"split {split!r} got no row of data.train (rows: {got}); check data.split.{setting}, by: {data.split.by}"

@@ -1,4 +1,4 @@
-"""Rows from files: Parquet and delimited text, streamed as Arrow record batches that know their file and row."""
+"""Rows from files (Parquet, delimited text, what a query gave), streamed as Arrow record batches that know their file and row."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -6,11 +6,12 @@ from typing import Literal
 
 import pyarrow as pa
 
-from ..config import RunConfig
+from ..config import QueryConfig, RunConfig
 from ..config.data import BucketIds, NumericConfig
 from ..config.splits import split_columns
 from .files import FileInfo, find_files, no_rows
 from .parquet_files import ParquetFiles
+from .snapshots import open_snapshot
 from .text_files import TextFiles
 
 
@@ -123,17 +124,20 @@ def wanted_columns(config: RunConfig) -> list[str]:
     return list(dict.fromkeys(columns))
 
 
-def open_source(config: RunConfig, paths: list[str], *, columns: list[str] | None = None) -> Source:
+def open_source(config: RunConfig, paths: list[str] | QueryConfig, *, columns: list[str] | None = None) -> Source:
     """`paths` read as the config says, with every column (or just `columns`) in the type that its use needs.
 
-    Text columns that only serve as numbers (numeric features, labels, weight, buckets) come as float64, everything else as text:
-    ids keep their leading zeros, and no file's content changes a type.
+    Of a query, the rows that `prepare` has read and kept (see snapshots.py). Text columns that only serve as numbers (numeric
+    features, labels, weight, buckets) come as float64, everything else as text: ids keep their leading zeros, and no file's
+    content changes a type.
     """
-    data = config.data
+    data, of_query = config.data, isinstance(paths, QueryConfig)
+    if isinstance(paths, QueryConfig):
+        paths = [str(open_snapshot(config, paths))]
     return Source.open(
         paths,
-        format=data.format,
-        column_names=data.column_names,
+        format="parquet" if of_query else data.format,
+        column_names=[] if of_query else data.column_names,
         null_values=data.null_values,
         columns=wanted_columns(config) if columns is None else columns,
         memory_budget_bytes=data.memory_budget_mib * 2**20,

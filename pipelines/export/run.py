@@ -81,11 +81,11 @@ def _test_metrics(run: Path, checkpoint_name: str) -> dict[str, Any]:
 def _real_rows(config: RunConfig, transforms: Path) -> tuple[pa.Table, str]:
     """The first rows of the data that is furthest from training: test, else validation, else training files."""
     columns = list(dict.fromkeys(Transforms.load(transforms).columns.values()))
-    paths = config.data.test or config.data.valid or config.data.train
+    split = next(name for name in ("test", "valid", "train") if getattr(config.data, name))
     batches, have = [], 0
-    for part in open_source(config, paths, columns=columns).batches():
+    for part in open_source(config, getattr(config.data, split), columns=columns).batches():
         batches.append(part.batch.slice(0, config.export.parity_rows - have))
         have += batches[-1].num_rows
         if have >= config.export.parity_rows:
             break
-    return pa.Table.from_batches(batches), paths[0]
+    return pa.Table.from_batches(batches), config.data.described(split)
