@@ -54,7 +54,7 @@ def fuse_sparse_optimizer(tables: Iterable[nn.Parameter], config: SparseOptimize
 
 
 def _parameter_groups(dense: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
-    """What the loss learns (temperature, task weights) has no decay, which would pull its logarithm to 0: a value with a meaning."""
+    """What the loss learns (temperature, task weights) has no decay: it would pull a logarithm to 0, a value with a meaning."""
     of_loss = [p for name, p in dense.items() if name.removeprefix("module.").startswith("loss.")]
     of_net = [p for name, p in dense.items() if not name.removeprefix("module.").startswith("loss.")]
     return [{"params": of_net}] + ([{"params": of_loss, "weight_decay": 0.0}] if of_loss else [])
