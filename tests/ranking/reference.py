@@ -11,18 +11,13 @@ import torch
 from fixtures import categorical, make_schema
 from torch import Tensor
 from torch.nn import functional as F
+from waves import wave
 
 from torchrec_models.net import FieldSpec, Inputs, InputSpec, Net
 from torchrec_models.ranking import NETS
 from torchrec_models.schema import Schema, Table
 
 LABELS_B1 = torch.tensor([[1.0], [0.0], [0.0], [1.0]], dtype=torch.float64)
-
-
-def wave(*shape: int, phase: float) -> Tensor:
-    """0.5 sin(phase + 1.7 n), n = 0, 1, ... in row-major order."""
-    n = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return 0.5 * torch.sin(phase + 1.7 * n).reshape(shape)
 
 
 def wavy(case: dict[str, Any]) -> tuple[Net, Inputs]:

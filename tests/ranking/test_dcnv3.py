@@ -6,7 +6,8 @@ less than 1e-13 of the largest, too.
 
 import pytest
 import torch
-from reference import LABELS_B1, assert_equals_reference, wave, wavy
+from reference import LABELS_B1, assert_equals_reference, wavy
+from waves import wave
 
 from torchrec_models.losses import RankingLoss
 from torchrec_models.net import FieldSpec, Inputs, InputSpec, TrainingOutput

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from reference import wave
 from torch import Tensor, nn
 from torch.nn import functional as F
+from waves import wave
 
 from torchrec_models.net import FieldSpec, Inputs, InputSpec, Net, TrainingOutput
 from torchrec_models.ranking import NETS
