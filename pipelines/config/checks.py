@@ -255,6 +255,21 @@ def _weighting_problems(config: "RunConfig", at: At) -> Iterator[str]:
             yield f"{here}.schedules.{name}.from_weight: given 0; a geometric schedule starts above 0, or take kind: linear"
 
 
+def _sampling_problems(config: "RunConfig", at: At) -> Iterator[str]:
+    sampling = config.train.sampling
+    if sampling is None:
+        return
+    if (sampling.negative_rate is None) == (sampling.positive_fraction is None):
+        yield "train.sampling: needs either negative_rate or positive_fraction"
+    if not config.train.shuffle:
+        yield "train.sampling: draws its rows in the shuffled order only; leave train.shuffle: false out"
+    if len(config.labels) != 1 or next(iter(config.labels.values())).kind != "binary":
+        yield (
+            f"train.sampling: needs exactly one label, a binary one, as one rate cannot be put right for several; "
+            f"there are: {', '.join(f'{name} ({label.kind})' for name, label in config.labels.items()) or 'none'}"
+        )
+
+
 def _metric_problems(config: "RunConfig", at: At) -> Iterator[str]:
     if config.train.early_stopping is None:
         return
@@ -327,6 +342,7 @@ _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("labels", "data"), _output_problems),
     (("train",), _train_problems),
     (("train", "labels"), _weighting_problems),
+    (("train", "labels"), _sampling_problems),
     (("train", "data"), _validation_problems),
     (("train", "data", "labels", "retrieval"), _metric_problems),
 )

@@ -85,6 +85,14 @@ class TaskWeightingConfig(Section):
     schedules: dict[str, WeightScheduleConfig] = Field({})
 
 
+class SamplingConfig(Section):
+    """Training on all positives and a share of the negatives, drawn anew each epoch. The loss takes log(rate) into account, so
+    that predictions are those of all rows. Give one of the two."""
+
+    negative_rate: float | None = Field(None, gt=0, lt=1, description="share of the negatives that an epoch uses")
+    positive_fraction: float | None = Field(None, gt=0, lt=1, description="share of positives in an epoch; sets the rate")
+
+
 class CheckpointConfig(Section):
     every_steps: int = Field(0, ge=0, description="0: at each evaluation only")
     keep: int = Field(3, ge=1, description="newest checkpoints kept, besides the best one")
@@ -98,6 +106,7 @@ class TrainConfig(Section):
     seed: int = 0
     shuffle: bool = True
     last_batch: Literal["keep", "drop"] = "keep"
+    sampling: SamplingConfig | None = None
     dense: DenseOptimizerConfig = DenseOptimizerConfig()
     sparse: SparseOptimizerConfig = SparseOptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

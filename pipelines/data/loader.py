@@ -15,6 +15,7 @@ from .gather import BatchGather, NativeGather, OpenWindow, Segment, StockGather
 from .native import native_gather
 from .read_ahead import read_ahead
 from .rows import BatchBuilder, Rows
+from .sampling import NegativeSampling
 from .shards import Cache
 from .window_reader import WindowReader, window_pool
 
@@ -61,6 +62,7 @@ class Loader:
         rank, world_size: of this process.
         shuffle: another order each epoch; False: the stored order.
         seed: of the shuffle, >= 0.
+        sampling: uses a part of the rows in each epoch; needs shuffle.
         last_batch: what happens to the last N % batch_size rows. "keep" gives each rank floor(n / world_size) of them (so
             at most world_size - 1 rows of an epoch are left out); "drop" leaves them all out.
         pad: for evaluation: every row exactly once over all ranks. Ranks that lack a row of the last batch repeat one, with
@@ -72,7 +74,7 @@ class Loader:
         id_dtype: of ids and lengths in the batch, torch.int32 or torch.int64.
 
     Attributes:
-        num_rows: of the split, over all ranks.
+        num_rows: of an epoch, over all ranks.
         num_batches: per epoch; the same on every rank.
 
     Raises:
@@ -90,6 +92,7 @@ class Loader:
         world_size: int = 1,
         shuffle: bool = False,
         seed: int = 0,
+        sampling: NegativeSampling | None = None,
         last_batch: LastBatch = "keep",
         pad: bool = False,
         pin_memory: bool = False,
@@ -105,16 +108,18 @@ class Loader:
         if pad and last_batch == "drop":
             raise ValueError('pad=True keeps every row and last_batch="drop" leaves some out; choose one')
         assert 0 <= rank < world_size, (rank, world_size)
+        assert shuffle or sampling is None, "a sample has no stored order"
         self._split = cache.split(split)
         self.schema = cache.schema
-        self._deal = order.Deal(self._split.num_rows, batch_size, rank, world_size, pad)
+        self._sampling = sampling
+        self.num_rows = sampling.num_rows if sampling else self._split.num_rows
+        self._deal = order.Deal(self.num_rows, batch_size, rank, world_size, pad)
         self._shuffle, self._seed = shuffle, seed
         self._read_ahead_batches = read_ahead_batches
         self._is_kept = self._split.num_bytes <= order.WHOLE_BYTES
         self._kept: Rows | None = None
         self._pool = window_pool(self._split)
         self._gather = _gather(gather, cache.schema, id_dtype=id_dtype, pin_memory=pin_memory)
-        self.num_rows = self._split.num_rows
         self.num_batches, rest = divmod(self.num_rows, batch_size)
         if last_batch == "keep" and (rest if pad else rest // world_size):
             self.num_batches += 1
@@ -139,10 +144,11 @@ class Loader:
     def _order(self, epoch: int) -> order.EpochOrder:
         if not self._shuffle:
             return order.Stored(self._deal, batches_per_window=max(1, order.WINDOW_ROWS // self._deal.rows_per_step))
+        sample = self._sampling.rows(epoch) if self._sampling else None
         if self._is_kept:
-            return order.Permuted(self._deal, seed=self._seed, epoch=epoch)
+            return order.Permuted(self._deal, seed=self._seed, epoch=epoch, split_rows=self._split.num_rows, sample=sample)
         shard_rows = [shard.num_rows for shard in self._split.shards]
-        return order.Lanes(self._deal, seed=self._seed, epoch=epoch, shard_rows=shard_rows)
+        return order.Lanes(self._deal, seed=self._seed, epoch=epoch, shard_rows=shard_rows, sample=sample)
 
     def _batches(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
         this_epoch, deal = self._order(epoch), self._deal
@@ -173,7 +179,7 @@ class Loader:
         num_mine = last_batch * self._deal.rows_per_step + this_epoch.num_real(last_batch)
         numbers = range(first, this_epoch.window_of(num_mine - 1) + 1 if num_mine else first)
         if self._is_kept:
-            kept, every_row = self._keep(), torch.arange(self.num_rows)
+            kept, every_row = self._keep(), torch.arange(self._split.num_rows)
             for number in numbers:
                 runs, where = this_epoch.window(number)
                 yield OpenWindow(kept, every_row, _rows_of(runs)[where])
@@ -193,7 +199,7 @@ class Loader:
         if self._kept is None:
             self._split.verify()
             with closing(WindowReader(self._split)) as reader:
-                self._kept = reader.read([order.Run(0, self.num_rows)])
+                self._kept = reader.read([order.Run(0, self._split.num_rows)])
         return self._kept
 
 

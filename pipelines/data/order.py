@@ -138,7 +138,17 @@ class _Shuffled(EpochOrder):
 
 
 class Permuted(_Shuffled):
-    """A permutation of all rows: one window, everything."""
+    """A permutation of all rows: one window, everything.
+
+    Args:
+        split_rows: rows of the split.
+        sample: the rows that the epoch uses, growing; None: all.
+    """
+
+    def __init__(self, deal: Deal, *, seed: int, epoch: int, split_rows: int, sample: np.ndarray | None = None) -> None:
+        super().__init__(deal, seed=seed, epoch=epoch)
+        self._split_rows = split_rows
+        self._sample = sample
 
     def window_of(self, row: int) -> int:
         return 0
@@ -150,7 +160,7 @@ class Permuted(_Shuffled):
     def window(self, window: int) -> Window:
         order = np.random.default_rng([*self.seeds, 1]).permutation(self.deal.num_rows)
         mine = np.ascontiguousarray(order[self.deal.rank :: self.deal.world_size])
-        return Window((Run(0, self.deal.num_rows),), torch.from_numpy(mine))
+        return Window((Run(0, self._split_rows),), torch.from_numpy(mine if self._sample is None else self._sample[mine]))
 
 
 class Lanes(_Shuffled):
@@ -158,9 +168,11 @@ class Lanes(_Shuffled):
 
     Args:
         shard_rows: rows of each shard; blocks do not cross shards.
+        sample: the rows that the epoch uses, growing; None: all. Lanes are then of these rows, and stretches shorter, so that about
+            as much is read for a window as without.
     """
 
-    def __init__(self, deal: Deal, *, seed: int, epoch: int, shard_rows: Sequence[int]) -> None:
+    def __init__(self, deal: Deal, *, seed: int, epoch: int, shard_rows: Sequence[int], sample: np.ndarray | None = None) -> None:
         super().__init__(deal, seed=seed, epoch=epoch)
         starts, sizes, first = [], [], 0
         for rows in shard_rows:
@@ -169,45 +181,59 @@ class Lanes(_Shuffled):
             sizes.append(np.minimum(BLOCK_ROWS, rows - inside))
             first += rows
         order = np.random.default_rng([seed, epoch, 0]).permutation(sum(len(s) for s in starts))
-        self._blocks = np.concatenate(starts)[order]  # first row of each in the split
-        self._starts = np.concatenate([[0], np.cumsum(np.concatenate(sizes)[order])])  # and where it begins in the permuted rows
+        blocks, num_used = np.concatenate(starts), np.concatenate(sizes)
+        self._stretch = BLOCK_ROWS
+        self._sample = sample
+        if sample is not None:
+            self._stretch = max(1, BLOCK_ROWS * len(sample) // first)
+            blocks = np.searchsorted(sample, blocks)  # of each block, its first row in the sample
+            num_used = np.diff(np.append(blocks, len(sample)))
+        self._blocks = blocks[order]  # first row of each in the split, or in the sample
+        self._starts = np.concatenate([[0], np.cumsum(num_used[order])])  # and where it begins in the permuted rows
         self._lane_rows = deal.num_rows // NUM_LANES
-        self._last = max(0, -(-self._lane_rows // BLOCK_ROWS) - 1)
+        self._last = max(0, -(-self._lane_rows // self._stretch) - 1)
         step = gcd(deal.world_size, NUM_LANES)
         self._lanes = range(deal.rank % step, NUM_LANES, step)
 
     def window_of(self, row: int) -> int:
         position = self.deal.rank + row * self.deal.world_size
-        return min(position // (BLOCK_ROWS * NUM_LANES), self._last)
+        return min(position // (self._stretch * NUM_LANES), self._last)
 
     def first_of(self, window: int) -> int:
-        position = window * BLOCK_ROWS * NUM_LANES
+        position = window * self._stretch * NUM_LANES
         return -(-max(0, position - self.deal.rank) // self.deal.world_size)
 
     def window(self, window: int) -> Window:
-        begin = window * BLOCK_ROWS
-        size = min(BLOCK_ROWS, self._lane_rows - begin)
+        begin = window * self._stretch
+        size = min(self._stretch, self._lane_rows - begin)
         runs: list[Run] = []
+        read = 0
         where_LR = np.zeros((NUM_LANES, size), np.int64)  # of each lane's rows in what is read; lanes of other ranks stay 0
-        for number, lane in enumerate(self._lanes):
-            runs += self._runs(lane * self._lane_rows + begin, size)
+        for lane in self._lanes:
+            found, inside = self._runs(lane * self._lane_rows + begin, size)
             random = np.random.default_rng([*self.seeds, 1 + window, lane])
-            where_LR[lane] = number * size + random.permutation(size)
+            where_LR[lane] = read + inside[random.permutation(size)]
+            runs, read = runs + found, read + sum(run.num_rows for run in found)
         where = where_LR.T.flatten()
         if window == self._last:  # the last N % NUM_LANES rows do not fill a turn
             dealt = NUM_LANES * self._lane_rows
-            runs += self._runs(dealt, self.deal.num_rows - dealt)
-            where = np.concatenate([where, len(self._lanes) * size + np.arange(self.deal.num_rows - dealt)])
+            found, inside = self._runs(dealt, self.deal.num_rows - dealt)
+            runs, where = runs + found, np.concatenate([where, read + inside])
         first_mine = (self.deal.rank - begin * NUM_LANES) % self.deal.world_size
         return Window(tuple(runs), torch.from_numpy(np.ascontiguousarray(where[first_mine :: self.deal.world_size])))
 
-    def _runs(self, start: int, num_rows: int) -> list[Run]:
-        """Rows start .. start + num_rows - 1 of the permuted blocks."""
-        runs = []
+    def _runs(self, start: int, num_rows: int) -> tuple[list[Run], np.ndarray]:
+        """What to read for rows start .. start + num_rows - 1 of the permuted blocks, and [num_rows] where in it they lie."""
+        runs, inside, read = [], [np.zeros(0, np.int64)], 0
         block = int(self._starts.searchsorted(start, side="right")) - 1
         while num_rows:
             skipped = start - int(self._starts[block])
             size = min(num_rows, int(self._starts[block + 1]) - start)
-            runs.append(Run(int(self._blocks[block]) + skipped, size))
+            first = int(self._blocks[block]) + skipped
+            rows = np.arange(first, first + size) if self._sample is None else self._sample[first : first + size]
+            if size:
+                runs.append(Run(int(rows[0]), int(rows[-1] - rows[0]) + 1))
+                inside.append(read + rows - rows[0])
+                read += runs[-1].num_rows
             start, num_rows, block = start + size, num_rows - size, block + 1
-        return runs
+        return runs, np.concatenate(inside)

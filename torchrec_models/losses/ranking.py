@@ -26,6 +26,10 @@ class RankingLoss(nn.Module):
         shown: what a log should show of the last training step beside its losses: `auxiliary_<name>` [], what each auxiliary
             loss added, and with several tasks `weight_<task>` [].
 
+        log_negative_rate: log of the share of negatives that training sees. While training, the losses are those of
+            `logits - log_negative_rate`, so that the logits are those of all rows: logit p = logit q - log w is the inverse of He
+            et al., ADKDD 2014, section 6.3. Nothing has to be corrected afterwards.
+
     Shapes:
         logits [B, T] (or the `TrainingOutput` of a net with branches), labels [B, T], weights [B, T] -> loss [],
         (losses [B, T], logits [B, T], labels [B, T], weights [B, T]); the losses are those of the logits alone, and the
@@ -51,6 +55,7 @@ class RankingLoss(nn.Module):
         self.auxiliary = nn.ModuleList(auxiliary)
         self.weighting = weighting or FixedWeights(tasks)
         self.shown: dict[str, Tensor] = {}
+        self.log_negative_rate = 0.0
         self.positive_weight_T: Tensor
         self.register_buffer("positive_weight_T", torch.tensor([t.positive_weight for t in tasks]), persistent=False)
 
@@ -85,6 +90,8 @@ class RankingLoss(nn.Module):
             self.shown |= {f"weight_{name}": w for name, w in zip(self.names, self.weighting.weights().unbind())}
 
     def _elementwise(self, logits_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        if self.training and self.log_negative_rate:
+            logits_BT = logits_BT - self.log_negative_rate
         if all(self.binary):
             return F.binary_cross_entropy_with_logits(logits_BT, targets_BT, reduction="none")
         return torch.stack(
