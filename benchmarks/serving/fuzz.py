@@ -128,16 +128,19 @@ def fuzz(url: str, *, num_examples: int, seed: int = 0) -> Counter[tuple[str, in
     for path, bodies in drawn.items():
         if path == "/bid" and path not in paths:
             continue
-
-        @checks
-        @given(body=bodies | st.binary(max_size=60))
-        def post(body: bytes, path: str = path) -> None:
-            fuzzer.post(path, body)
-
-        post()
+        _send(fuzzer, path, bodies | st.binary(max_size=60), checks)
     status, _ = fuzzer.ask("GET", "/healthz")
     assert status == 200, "the server does not answer any more"
     return fuzzer.statuses
+
+
+def _send(fuzzer: Fuzzer, path: str, bodies: st.SearchStrategy[bytes], checks: settings) -> None:
+    @checks
+    @given(body=bodies)
+    def post(body: bytes) -> None:
+        fuzzer.post(path, body)
+
+    post()
 
 
 def main() -> None:
