@@ -29,6 +29,7 @@ from torchrec.distributed.types import ModuleSharder, ShardedModule, ShardingPla
 
 from torchrec_models.losses import FixedWeights, ScheduledWeights, TaskWeighting, UncertaintyWeights, WeightSchedule
 from torchrec_models.model import TrainTask, build
+from torchrec_models.net import Net
 from torchrec_models.schema import Schema, Table
 
 from .config import RunConfig, ShardingConfig
@@ -324,6 +325,8 @@ def build_task(config: RunConfig, schema: Schema, procs: Processes) -> Built:
         # tables and loss stay float32
         net.forward = torch.autocast(procs.device.type, dtype=torch.bfloat16)(net.forward)  # type: ignore[method-assign]
     if train.compile:
+        for part in sorted({m.uncompiled for m in net.modules() if isinstance(m, Net) and m.uncompiled}):
+            logger.warning("train.compile: %s is compiled but for %s", config.model["name"], part)
         net.compile()
     if not fused:
         init_tables(task, tables, seed=train.seed)

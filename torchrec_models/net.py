@@ -157,11 +157,13 @@ class Net(nn.Module):
         Config: the net's own options.
         first_order: True if the net reads `Inputs.first_order_BF` (one extra 1-wide table per categorical table).
         summary: one line, with paper and year, for `trm list`.
+        uncompiled: the part that torch.compile leaves to eager mode, which breaks the graph; empty: it captures the whole net.
     """
 
     Config: ClassVar[type[NetConfig]] = NetConfig
     first_order: ClassVar[bool] = False
     summary: ClassVar[str] = ""
+    uncompiled: ClassVar[str] = ""
 
     @classmethod
     def wants_first_order(cls, config: NetConfig) -> bool:

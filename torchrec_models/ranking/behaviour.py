@@ -80,6 +80,7 @@ class Recurrent(SequentialNet):
 
     summary = "last state of a GRU or LSTM over the history (GRU4Rec, Hidasi et al., ICLR 2016)"
     encoder_class = RecurrentEncoder
+    uncompiled = "its GRU or LSTM, which runs in the kernels of torch.nn"
 
     class Config(SequentialNet.Config):
         encoder: RecurrentEncoder.Config = RecurrentEncoder.Config()
