@@ -694,7 +694,8 @@ def test_a_net_of_ones_own_is_checked_like_the_others(tmp_path: Path, monkeypatc
         "model.widht: unknown key (given 5); did you mean 'width'? Allowed here: width"
     ]
     assert problems(tmp_path, "model: {name: 'my_nets:NotANet'}") == [
-        "model.name: given 'my_nets:NotANet'; it must be a subclass of torchrec_models.net.Net or torchrec_models.towers.two_tower.TwoTower"
+        "model.name: given 'my_nets:NotANet'; it must be a subclass of "
+        "torchrec_models.net.Net or torchrec_models.towers.two_tower.TwoTower"
     ]
 
 
@@ -719,7 +720,9 @@ def _references(node: Any) -> set[str]:
 
 def test_every_config_that_ships_is_right() -> None:
     folder = Path(__file__).parents[1] / "configs"
-    for path in folder.glob("**/*.yaml"):
+    runs = [path for path in folder.glob("**/*.yaml") if "\nmodel:" in path.read_text()]  # beside them: published tables, bid.yaml
+    assert runs
+    for path in runs:
         assert isinstance(load(path), RunConfig), path
 
 
