@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from fixtures import RETRIEVAL_SCHEMA, SCHEMAS, categorical, make_batch, make_schema
@@ -35,7 +37,7 @@ def test_net_class():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("depfm", "given 'depfm'; allowed: deepfm, dlrm, .*two_tower, or package.module:Class"),
+        ("depfm", "given 'depfm'; allowed: autoint, .*deepfm, .*two_tower, or package.module:Class"),
         ("", "given ''; allowed"),
         ("no_such_package.nets:MyNet", "cannot import it: No module named 'no_such_package'"),
         ("torchrec_models.net:MyNet", "cannot import it: .*no attribute 'MyNet'"),
@@ -54,21 +56,25 @@ def test_a_net_of_ones_own():
     assert task(make_batch(SCHEMAS["everything"], 4))[0].isfinite()
 
 
-NEEDED: dict[str, dict] = {"dbmtl": {"relations": {"buy": ("click",)}}}  # options without which a net refuses to be built
+# options without which a net refuses to be built
+NEEDED: dict[str, dict] = {"dare": {"encoder": {"shared_tables": True}}, "dbmtl": {"relations": {"buy": ("click",)}}}
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_every_net_builds_and_trains_one_step(name):
+    schema = SCHEMAS["everything"]
+    if name == "lr":  # its embeddings are weights, one per label
+        schema = replace(schema, tables=tuple(replace(table, dim=len(schema.tasks)) for table in schema.tables))
     torch.manual_seed(0)
-    task = build(SCHEMAS["everything"], name, NEEDED.get(name))
+    task = build(schema, name, NEEDED.get(name))
     assert isinstance(task, RankingTask) and isinstance(task.model, Ranker)
     assert (task.model.embedding.first_order) == NETS[name].first_order
-    batch = make_batch(SCHEMAS["everything"], 32)
+    batch = make_batch(schema, 32)
     optimizer = torch.optim.Adam(task.parameters(), lr=1e-3)
-    before = task(batch)[0]
-    before.backward()
+    before = task.eval()(batch)[0]  # without dropout, which would be another function each time
+    task.train()(batch)[0].backward()
     optimizer.step()
-    assert task(batch)[0] < before
+    assert task.eval()(batch)[0] < before
 
 
 def test_state_keys():

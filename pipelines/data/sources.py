@@ -11,7 +11,6 @@ from ..config.data import BucketIds, NumericConfig
 from ..config.splits import split_columns
 from .files import FileInfo, find_files, no_rows
 from .parquet_files import ParquetFiles
-from .snapshots import open_snapshot
 from .text_files import TextFiles
 
 
@@ -133,6 +132,8 @@ def open_source(config: RunConfig, paths: list[str] | QueryConfig, *, columns: l
     """
     data, of_query = config.data, isinstance(paths, QueryConfig)
     if isinstance(paths, QueryConfig):
+        from .snapshots import open_snapshot  # which needs torch; a bundle reads its rows by this module without it
+
         paths = [str(open_snapshot(config, paths))]
     return Source.open(
         paths,
