@@ -60,8 +60,8 @@ def frappe(name: str, heading: str, text: str) -> str:
                 f"{published['peer_auc']:.5f}" if published["peer_auc"] else "",
                 f"{row['parameters']:,}",
                 f"{statistics.mean(row['epochs']):.0f}",
-                f"{row['rows_per_second']:,}",
-                f"{statistics.mean(row['minutes']):.1f}",
+                f"{row['rows_per_second']:,}" if row["rows_per_second"] else "",
+                f"{statistics.mean(row['minutes']):.1f}" if row["rows_per_second"] else "",
             )
         )
     head = (
@@ -173,7 +173,7 @@ def page() -> str:
             "Accuracy: Frappe_x1, the published recipe",
             "`trm reproduce frappe` trains every config of `configs/frappe/` (dense Adam, L2 on whole tables, `mode: unfused`) and "
             "compares with BARS (qnn_alpha: with its authors' log). `difference` is to the published mean where there is one, else "
-            "to the listed run, which is the best of a tuning.",
+            "to the listed run, which is the best of a tuning. Speed stands where the machine did nothing else.",
         ),
         frappe(
             "frappe_x1_fused",
