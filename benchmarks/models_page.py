@@ -104,8 +104,8 @@ def sequences() -> str:
     return (
         "## Sequence encoders: MovieLens-1M, one protocol, one budget\n\n"
         "Each user's last film against 20 sampled by popularity, from the 50 before it; two epochs of 297,376 rows, batch 1024, "
-        "one seed, untuned. `mean` is the mean of the history; `dare_qnn` is DARE in front of QNN-alpha. Row weights make the "
-        "base rate .5.\n\n"
+        "one seed, untuned, on one thread (another job had the other core). `mean` is the mean of the history; `dare_qnn` is "
+        "DARE in front of QNN-alpha. Row weights make the base rate .5.\n\n"
         f"{table(head, rows)}\n\n{origin(found['rows'][-1])}"
     )
 
