@@ -22,7 +22,7 @@ from .config.errors import nearest
 from .data.fingerprint import differences
 from .data.loader import Loader
 from .data.prepare import open_prepared
-from .data.sampling import NegativeSampling
+from .data.sampling import sampling_of
 from .data.shards import Cache
 from .diagnose import explain_non_finite
 from .distributed import Built, Processes, Watchdog, average_buffers, build_task, processes, unpipelined
@@ -97,10 +97,7 @@ class Trainer:
     def __init__(self, config: RunConfig, cache: Cache, procs: Processes, *, show: bool) -> None:
         self.config, self.cache, self.procs, self.show = config, cache, procs, show
         train = config.train
-        sampling = None
-        if train.sampling:
-            rate, fraction = train.sampling.negative_rate, train.sampling.positive_fraction
-            sampling = NegativeSampling(cache.split("train"), seed=train.seed, rate=rate, positive_fraction=fraction)
+        sampling = sampling_of(config, cache)
         self.loader = Loader(
             cache,
             "train",
@@ -116,7 +113,7 @@ class Trainer:
         self.num_steps = train.steps or train.epochs * self.loader.num_batches
         self.built: Built = build_task(config, cache.schema, procs)
         if sampling:
-            self.built.plain.loss.log_negative_rate = math.log(sampling.rate)
+            self.built.plain.loss.log_negative_rate = sampling.log_negative_rate
         self._refuse_batches_of_one_row()
         self.optimizer = TrainOptimizer(self.built.task, train, num_steps=self.num_steps, tables=self.built.embedding_parameters)
         pipeline = TrainPipelineSparseDist if self.built.is_sharded else TrainPipelineBase

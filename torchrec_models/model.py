@@ -54,7 +54,7 @@ class RankingTask(nn.Module):
         self.loss = loss
 
     def forward(self, batch: Batch) -> LossOutput:
-        return self.loss(self.model(batch), batch.labels, batch.weights)
+        return self.loss(self.model(batch), batch.labels, batch.weights, batch.row_id)
 
 
 class RetrievalTask(nn.Module):

@@ -259,8 +259,18 @@ def _sampling_problems(config: "RunConfig", at: At) -> Iterator[str]:
     sampling = config.train.sampling
     if sampling is None:
         return
-    if (sampling.negative_rate is None) == (sampling.positive_fraction is None):
-        yield "train.sampling: needs either negative_rate or positive_fraction"
+    if (sampling.negative_rate, sampling.positive_fraction, sampling.negatives_per_session).count(None) != 2:
+        yield "train.sampling: needs either negative_rate, positive_fraction or negatives_per_session"
+    kept = list(dict.fromkeys([*filter(None, [config.data.group]), *config.data.slices]))
+    if sampling.session and sampling.session not in kept:
+        yield (
+            f"train.sampling.session: given {sampling.session!r}; must be a column that the cache keeps, data.group or one of "
+            f"data.slices{_choices(sampling.session, kept)}"
+        )
+    if sampling.negatives_per_session and not sampling.session:
+        yield "train.sampling.negatives_per_session: needs train.sampling.session, the column that tells sessions apart"
+    if sampling.positive_fraction and sampling.session:
+        yield "train.sampling.session: has no effect with positive_fraction; give negative_rate or negatives_per_session"
     if not config.train.shuffle:
         yield "train.sampling: draws its rows in the shuffled order only; leave train.shuffle: false out"
     if len(config.labels) != 1 or next(iter(config.labels.values())).kind != "binary":
@@ -342,7 +352,7 @@ _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("labels", "data"), _output_problems),
     (("train",), _train_problems),
     (("train", "labels"), _weighting_problems),
-    (("train", "labels"), _sampling_problems),
+    (("train", "labels", "data"), _sampling_problems),
     (("train", "data"), _validation_problems),
     (("train", "data", "labels", "retrieval"), _metric_problems),
 )

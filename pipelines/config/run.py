@@ -87,10 +87,14 @@ class TaskWeightingConfig(Section):
 
 class SamplingConfig(Section):
     """Training on all positives and a share of the negatives, drawn anew each epoch. The loss takes log(rate) into account, so
-    that predictions are those of all rows. Give one of the two."""
+    that predictions are those of all rows. Give one of negative_rate, positive_fraction and negatives_per_session."""
 
     negative_rate: float | None = Field(None, gt=0, lt=1, description="share of the negatives that an epoch uses")
     positive_fraction: float | None = Field(None, gt=0, lt=1, description="share of positives in an epoch; sets the rate")
+    negatives_per_session: int | None = Field(None, ge=1, description="negatives of each session at most; needs session")
+    session: str = Field(
+        "", description="draw session by session: the column of data.group, or one of data.slices, that tells sessions apart"
+    )
 
 
 class CheckpointConfig(Section):

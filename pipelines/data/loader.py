@@ -15,7 +15,7 @@ from .gather import BatchGather, NativeGather, OpenWindow, Segment, StockGather
 from .native import native_gather
 from .read_ahead import read_ahead
 from .rows import BatchBuilder, Rows
-from .sampling import NegativeSampling
+from .sampling import RowSampling
 from .shards import Cache
 from .window_reader import WindowReader, window_pool
 
@@ -92,7 +92,7 @@ class Loader:
         world_size: int = 1,
         shuffle: bool = False,
         seed: int = 0,
-        sampling: NegativeSampling | None = None,
+        sampling: RowSampling | None = None,
         last_batch: LastBatch = "keep",
         pad: bool = False,
         pin_memory: bool = False,

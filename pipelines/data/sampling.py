@@ -1,8 +1,32 @@
 """Which rows of the training split an epoch uses: a function of the labels, the seed and the epoch."""
 
-import numpy as np
+import math
+from typing import Protocol
 
-from .shards import SplitData
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch import Tensor
+
+from torchrec_models.pipelines.config import RunConfig
+
+from .session_sampling import SessionSampling, check_both_classes
+from .shards import Cache, SplitData
+
+
+class RowSampling(Protocol):
+    """A part of the rows of a split for each epoch.
+
+    Attributes:
+        num_rows: of an epoch, the same for all.
+        log_negative_rate: log of the share of negatives that training sees: one, or [N] float32, one for each row of the split.
+    """
+
+    num_rows: int
+    log_negative_rate: float | Tensor
+
+    def rows(self, epoch: int) -> np.ndarray:
+        """[num_rows] int64, growing; of the split."""
 
 
 class NegativeSampling:
@@ -28,8 +52,7 @@ class NegativeSampling:
         self._positives, self._negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels != 1)
         self._seed = seed
         num_positives, num_negatives = len(self._positives), len(self._negatives)
-        if not num_positives or not num_negatives:
-            raise ValueError(f"train.sampling: needs positives and negatives; there are {num_positives} and {num_negatives}")
+        check_both_classes(num_positives, num_negatives)
         if positive_fraction is not None:
             rate = num_positives * (1 - positive_fraction) / (positive_fraction * num_negatives)
             if rate > 1:
@@ -40,6 +63,7 @@ class NegativeSampling:
         assert rate is not None
         self._num_drawn = max(1, round(rate * num_negatives))
         self.rate = self._num_drawn / num_negatives
+        self.log_negative_rate: float | Tensor = math.log(self.rate)
         self.num_rows = num_positives + self._num_drawn
 
     def rows(self, epoch: int) -> np.ndarray:
@@ -47,3 +71,40 @@ class NegativeSampling:
         random = np.random.default_rng([self._seed, epoch, 0x5341])
         drawn = random.choice(self._negatives, self._num_drawn, replace=False, shuffle=False)
         return np.sort(np.concatenate([self._positives, drawn]))
+
+
+def sampling_of(config: RunConfig, cache: Cache) -> RowSampling | None:
+    """What `train.sampling` asks for; None where it asks for nothing.
+
+    Raises:
+        ValueError: see `NegativeSampling` and `SessionSampling`.
+    """
+    sampling, seed = config.train.sampling, config.train.seed
+    if sampling is None:
+        return None
+    split = cache.split("train")
+    if not sampling.session:
+        return NegativeSampling(split, seed=seed, rate=sampling.negative_rate, positive_fraction=sampling.positive_fraction)
+    kept_as = "group" if sampling.session == config.data.group else sampling.session
+    return SessionSampling(
+        split.labels()[:, 0],
+        _codes(split.column(kept_as), sampling.session),
+        seed=seed,
+        most=sampling.negatives_per_session,
+        rate=sampling.negative_rate,
+    )
+
+
+def _codes(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """[N] int64, equal where the values are.
+
+    Raises:
+        ValueError: if a value is missing.
+    """
+    missing = pc.is_null(column, nan_is_null=True).to_numpy()
+    if missing.any():
+        raise ValueError(
+            f"train.sampling.session: column {name!r} has no value in {missing.sum():,} rows of the training split (the first is "
+            f"row {missing.argmax() + 1}), so these belong to no session; fill the column in the data, or leave these rows out of it"
+        )
+    return column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
