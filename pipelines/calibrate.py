@@ -45,7 +45,7 @@ def calibrate_run(
         binary = [(i, t.name) for i, t in enumerate(schema.tasks) if t.kind == "binary"]
         if not binary:
             raise ValueError(f"{path}: the model has no binary task; there are no probabilities to calibrate")
-        if config.train.sampling and negative_rate != 1:
+        if config.train.sampling and not config.train.sampling.selection and negative_rate != 1:
             raise ValueError(
                 "--negative-rate: train.sampling is undone in the loss already, and this run's logits are those of all rows; "
                 "leave it out. It is for logs that lack negatives themselves: train on those without train.sampling"

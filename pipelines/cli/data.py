@@ -1,6 +1,7 @@
 """Verbs that make and read caches: prepare, data."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 
 def _add_data(verbs: argparse._SubParsersAction) -> None:
-    data = add_verb(verbs, "data", lambda args: None, "look into a prepared cache: inspect, verify, head, stats")
+    data = add_verb(verbs, "data", lambda args: None, "look into a prepared cache, or choose rows of it")
     looks = data.add_subparsers(dest="look", required=True, metavar="LOOK")
 
     def add_look(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
@@ -30,6 +31,52 @@ def _add_data(verbs: argparse._SubParsersAction) -> None:
     head.add_argument("--rows", type=int, default=3, help="default: 3")
     stats = add_look("stats", _stats, "numbers, ids, labels by split and by day, as text and as one HTML page")
     stats.add_argument("--html", type=Path, help="the page; default: <cache>.stats.html beside the cache folder")
+    _add_select(looks)
+
+
+def _add_select(looks: argparse._SubParsersAction) -> None:
+    select = add_verb(looks, "select", _select, "choose the training rows that are worth training on, for train.sampling.selection")
+    add_config(select)
+    select.add_argument("--keep", type=float, required=True, help="share of the training rows, such as 0.3")
+    select.add_argument(
+        "--method",
+        choices=("el2n", "el2n_random", "random"),
+        default="el2n_random",
+        help="el2n: those that short-trained models get most wrong; el2n_random (default): some of them, the others at random",
+    )
+    select.add_argument("--hard-share", type=float, default=0.5, help="el2n_random: share of the kept rows (default: 0.5)")
+    select.add_argument(
+        "--unweighted", action="store_true", help="el2n_random: do not let the random rows stand for all rows that are not hard"
+    )
+    select.add_argument("--runs", type=int, default=3, help="models that score (default: 3)")
+    select.add_argument("--epochs", type=int, default=1, help="that each of them is trained for (default: 1)")
+    select.add_argument("--scores", type=Path, help="an earlier selection, whose scores are used instead of training")
+    select.add_argument("--seed", type=int, default=0, help="of the random rows (default: 0)")
+    select.add_argument("--out", type=Path, help="folder; default: <cache>.selections/<method>-<keep>")
+
+
+def _select(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines import config as C
+    from torchrec_models.pipelines.select_rows import select
+
+    config = C.load(args.config, args.overrides)
+    cache = Path(config.data.cache)
+    out = args.out or cache.with_name(f"{cache.name}.selections") / f"{args.method}-{args.keep:g}"
+    selection = select(
+        config,
+        out,
+        keep=args.keep,
+        method=args.method,
+        hard_share=args.hard_share,
+        weighted=not args.unweighted,
+        runs=args.runs,
+        epochs=args.epochs,
+        seed=args.seed,
+        scores_of=args.scores,
+    )
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"{out}: {len(selection.rows):,} of {selection.chosen_from['num_rows']:,} training rows")
+        print(f"next: trm train {args.config} train.sampling.selection={out} run=RUN")
 
 
 def _prepare(args: argparse.Namespace) -> None:

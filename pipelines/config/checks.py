@@ -259,8 +259,9 @@ def _sampling_problems(config: "RunConfig", at: At) -> Iterator[str]:
     sampling = config.train.sampling
     if sampling is None:
         return
-    if (sampling.negative_rate, sampling.positive_fraction, sampling.negatives_per_session).count(None) != 2:
-        yield "train.sampling: needs either negative_rate, positive_fraction or negatives_per_session"
+    rules = (sampling.negative_rate, sampling.positive_fraction, sampling.negatives_per_session, sampling.selection or None)
+    if rules.count(None) != 3:
+        yield "train.sampling: needs either negative_rate, positive_fraction, negatives_per_session or selection"
     kept = list(dict.fromkeys([*filter(None, [config.data.group]), *config.data.slices]))
     if sampling.session and sampling.session not in kept:
         yield (
@@ -273,7 +274,9 @@ def _sampling_problems(config: "RunConfig", at: At) -> Iterator[str]:
         yield "train.sampling.session: has no effect with positive_fraction; give negative_rate or negatives_per_session"
     if not config.train.shuffle:
         yield "train.sampling: draws its rows in the shuffled order only; leave train.shuffle: false out"
-    if len(config.labels) != 1 or next(iter(config.labels.values())).kind != "binary":
+    if sampling.selection:
+        yield from _unused(sampling, "train.sampling", ("session",), "with selection")
+    elif len(config.labels) != 1 or next(iter(config.labels.values())).kind != "binary":
         yield (
             f"train.sampling: needs exactly one label, a binary one, as one rate cannot be put right for several; "
             f"there are: {', '.join(f'{name} ({label.kind})' for name, label in config.labels.items()) or 'none'}"

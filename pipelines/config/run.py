@@ -87,7 +87,8 @@ class TaskWeightingConfig(Section):
 
 class SamplingConfig(Section):
     """Training on all positives and a share of the negatives, drawn anew each epoch. The loss takes log(rate) into account, so
-    that predictions are those of all rows. Give one of negative_rate, positive_fraction and negatives_per_session."""
+    that predictions are those of all rows. Or `selection`: on the rows that `trm data select` chose. Give one of negative_rate,
+    positive_fraction, negatives_per_session and selection."""
 
     negative_rate: float | None = Field(None, gt=0, lt=1, description="share of the negatives that an epoch uses")
     positive_fraction: float | None = Field(None, gt=0, lt=1, description="share of positives in an epoch; sets the rate")
@@ -95,6 +96,7 @@ class SamplingConfig(Section):
     session: str = Field(
         "", description="draw session by session: the column of data.group, or one of data.slices, that tells sessions apart"
     )
+    selection: str = Field("", description="folder that trm data select wrote; the same rows in every epoch")
 
 
 class CheckpointConfig(Section):

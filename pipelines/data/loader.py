@@ -172,6 +172,8 @@ class Loader:
                 made = self._gather(segments)
                 if num_real < share:
                     made.weights[num_real:] = 0
+                if self._sampling is not None and self._sampling.row_weights is not None:
+                    made.weights.mul_(self._sampling.row_weights[made.row_id][:, None])
                 yield made
 
     def _windows(self, this_epoch: order.EpochOrder, first: int) -> Generator[OpenWindow, None, None]:

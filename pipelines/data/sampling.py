@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchrec_models.pipelines.config import RunConfig
 
+from .selection import SelectedRows, Selection
 from .session_sampling import SessionSampling, check_both_classes
 from .shards import Cache, SplitData
 
@@ -20,10 +21,12 @@ class RowSampling(Protocol):
     Attributes:
         num_rows: of an epoch, the same for all.
         log_negative_rate: log of the share of negatives that training sees: one, or [N] float32, one for each row of the split.
+        row_weights: [N] float32, by which the weights of the split's rows are multiplied; None for 1.
     """
 
     num_rows: int
     log_negative_rate: float | Tensor
+    row_weights: Tensor | None
 
     def rows(self, epoch: int) -> np.ndarray:
         """[num_rows] int64, growing; of the split."""
@@ -64,6 +67,7 @@ class NegativeSampling:
         self._num_drawn = max(1, round(rate * num_negatives))
         self.rate = self._num_drawn / num_negatives
         self.log_negative_rate: float | Tensor = math.log(self.rate)
+        self.row_weights: Tensor | None = None
         self.num_rows = num_positives + self._num_drawn
 
     def rows(self, epoch: int) -> np.ndarray:
@@ -77,11 +81,13 @@ def sampling_of(config: RunConfig, cache: Cache) -> RowSampling | None:
     """What `train.sampling` asks for; None where it asks for nothing.
 
     Raises:
-        ValueError: see `NegativeSampling` and `SessionSampling`.
+        ValueError: see `NegativeSampling`, `SessionSampling` and `Selection.open`.
     """
     sampling, seed = config.train.sampling, config.train.seed
     if sampling is None:
         return None
+    if sampling.selection:
+        return SelectedRows(Selection.open(sampling.selection, config=config, cache=cache))
     split = cache.split("train")
     if not sampling.session:
         return NegativeSampling(split, seed=seed, rate=sampling.negative_rate, positive_fraction=sampling.positive_fraction)
@@ -105,6 +111,6 @@ def _codes(column: pa.ChunkedArray, name: str) -> np.ndarray:
     if missing.any():
         raise ValueError(
             f"train.sampling.session: column {name!r} has no value in {missing.sum():,} rows of the training split (the first is "
-            f"row {missing.argmax() + 1}), so these belong to no session; fill the column in the data, or leave these rows out of it"
+            f"row {missing.argmax() + 1}), so these belong to no session; fill the column in the data, or leave these rows out"
         )
     return column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)

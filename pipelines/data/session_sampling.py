@@ -57,6 +57,7 @@ class SessionSampling:
         share = np.where(num_negatives > 0, num_drawn / np.maximum(num_negatives, 1), 1.0)
         self.log_negative_rate: float | Tensor = torch.from_numpy(np.log(share).astype(np.float32)[session])
         has_choice = (num_drawn < num_negatives)[session] & is_negative
+        self.row_weights: Tensor | None = None
         self._always = np.flatnonzero(~has_choice)
         rows = np.flatnonzero(has_choice)
         self._rows = rows[np.argsort(session[rows], kind="stable")]  # session by session

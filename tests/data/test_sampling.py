@@ -134,7 +134,7 @@ def test_a_model_of_a_sample_predicts_the_rates_of_all_rows(tmp_path: Path) -> N
 
 
 def test_refused(tmp_path: Path) -> None:
-    with pytest.raises(C.ConfigError, match="needs either negative_rate, positive_fraction or negatives_per_session"):
+    with pytest.raises(C.ConfigError, match="needs either negative_rate, positive_fraction, negatives_per_session or selection"):
         run_config(tmp_path, negative_rate=0.1, positive_fraction=0.5)
     raw = run_config(tmp_path, negative_rate=0.1).model_dump(mode="json", exclude_defaults=True)
     raw["features"] = {name: {"kind": f.kind} for name, f in run_config(tmp_path, negative_rate=0.1).features.items()}
