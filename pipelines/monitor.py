@@ -82,6 +82,9 @@ class Monitor:
         num_steps: of the whole run.
         log_every_steps: between two rows of metrics.csv; evaluations and checkpoints add rows of their own.
         tasks: names of the loss's columns; several get a column each.
+
+    Attributes:
+        num_rows: seen so far, over all processes.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Monitor:
             file=sys.stderr,
         )
         self.step = first_step
+        self.num_rows = 0
         self._csv = None
         self._writer = None
         if run is not None:
@@ -132,6 +136,7 @@ class Monitor:
         losses_BT, _, _, weights_BT = output
         loss_T, weight_T = (losses_BT * weights_BT).sum(dim=0), weights_BT.sum(dim=0)
         self.step += 1
+        self.num_rows += global_rows
         for window in (self._shown, self._logged):
             window.add(loss_T, weight_T, shown, global_rows)
         self.bar.update()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
 from torchrec_models.batch import Batch
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 LOGGED_ROWS_PER_EPOCH = 50
 SHOWN_DIFFERENCES = 8
+NOTING = "## note_loss ##"  # a range in a profile, beside those of TorchRec's pipelines
 
 
 @dataclass(frozen=True)
@@ -153,33 +155,17 @@ class Trainer:
             return
         run = Path(self.config.run) if self.procs.is_first else None
         batches = TimedBatches(self._batches())
-        monitor = Monitor(
-            run,
-            batches=batches,
-            first_step=self.progress.step,
-            num_steps=self.num_steps,
-            log_every_steps=max(1, self.loader.num_batches // LOGGED_ROWS_PER_EPOCH),
-            tensorboard=self.config.train.tensorboard,
-            progress=self.show,
-            tasks=[task.name for task in self.cache.schema.tasks],
-        )
+        monitor = self.monitor(run, batches, show=self.show)
         check = LossCheck(self.procs.device)
         watchdog = Watchdog(self.config.train.step_timeout_seconds) if self.procs.world_size > 1 else None
         self.built.task.train()
         first_step = self.progress.step
         try:
             while self.progress.step < self.num_steps and not self.progress.stopped:
-                factor = self.optimizer.set_step(self.progress.step)
-                output = self.pipeline.progress(batches)
-                if self.progress.step == first_step and isinstance(self.pipeline, TrainPipelineSparseDist):
+                factor = self.step(batches, monitor, check)
+                if self.progress.step == first_step + 1 and isinstance(self.pipeline, TrainPipelineSparseDist):
                     left_out = unpipelined(self.built, self.pipeline)
                     assert not left_out, f"not pipelined: {left_out}; the code above these modules must be traceable"
-                self.progress.step += 1
-                rows = output[2].shape[0] * self.procs.world_size
-                monitor.add(output, shown=self.built.plain.loss.shown, global_rows=rows)
-                bad_step = check.first_bad_step(output[0], self.progress.step)
-                if bad_step is not None:
-                    raise explain_non_finite(self.built, self.loader, step=bad_step, losses_BT=output[0])
                 if watchdog:
                     watchdog.feed()
                 self._between_steps(monitor, factor, watchdog)
@@ -191,6 +177,35 @@ class Trainer:
             monitor.close()
         if watchdog:
             watchdog.stop()
+
+    def monitor(self, run: Path | None, batches: TimedBatches, *, show: bool) -> Monitor:
+        """What writes metrics.csv and the rest of the log into a folder, from the current step on."""
+        return Monitor(
+            run,
+            batches=batches,
+            first_step=self.progress.step,
+            num_steps=self.num_steps,
+            log_every_steps=max(1, self.loader.num_batches // LOGGED_ROWS_PER_EPOCH),
+            tensorboard=self.config.train.tensorboard,
+            progress=show,
+            tasks=[task.name for task in self.cache.schema.tasks],
+        )
+
+    def step(self, batches: Iterator[Batch], monitor: Monitor, check: LossCheck) -> float:
+        """The next batch through the model, and what is noted of it. Returns the factor on the learning rates.
+
+        Raises:
+            NonFiniteLoss: as `train`.
+        """
+        factor = self.optimizer.set_step(self.progress.step)
+        output = self.pipeline.progress(batches)
+        self.progress.step += 1
+        with record_function(NOTING):
+            monitor.add(output, shown=self.built.plain.loss.shown, global_rows=output[2].shape[0] * self.procs.world_size)
+            bad_step = check.first_bad_step(output[0], self.progress.step)
+        if bad_step is not None:
+            raise explain_non_finite(self.built, self.loader, step=bad_step, losses_BT=output[0])
+        return factor
 
     def _batches(self) -> Iterator[Batch]:
         """From where the run stands to its last step, across epochs: the pipeline never runs dry between two of them."""

@@ -19,7 +19,7 @@ from torchrec_models.pipelines.cli import main
 from torchrec_models.pipelines.config.text import read_yaml
 
 VERBS = (
-    *("check", "schema", "inspect", "list", "prepare", "data", "train", "evaluate", "calibrate", "predict"),
+    *("check", "schema", "inspect", "profile", "list", "prepare", "data", "train", "evaluate", "calibrate", "predict"),
     *("export", "reproduce", "serve", "demo", "demo-bid"),
 )
 FILES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*/*.yaml"))

@@ -88,6 +88,7 @@ def _quiet_libraries(*, verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("torchrec_models").setLevel(logging.INFO)
     if not verbose:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch.profiler's C++ part; read when torch is imported
         for name in ("torchrec", "torch", "torch.fx._symbolic_trace", "fbgemm_gpu", "onnxscript"):
             logging.getLogger(name).setLevel(logging.ERROR)
         for module in ("torch", "torchrec", "fbgemm_gpu", "onnxscript", "tensordict"):

@@ -1,7 +1,8 @@
-"""Verbs that look at configs and models: check, schema, inspect, list, demo, demo-bid."""
+"""Verbs that look at configs and models: check, schema, inspect, profile, list, demo, demo-bid."""
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from .arguments import add_config, add_verb
@@ -21,6 +22,17 @@ def add(verbs: argparse._SubParsersAction) -> None:
     )
     add_config(inspect)
     inspect.add_argument("--json", action="store_true", help="print JSON")
+
+    profile = add_verb(
+        verbs,
+        "profile",
+        _profile,
+        "say what limits training (input, copies, tables, net, optimizer, log), by how much, what to change",
+    )
+    add_config(profile)
+    profile.add_argument("--seconds", type=float, default=5.0, help="for each: loader, model, both (default: 5)")
+    profile.add_argument("--out", type=Path, help="folder for timeline.json, which ui.perfetto.dev shows; default: RUN.profile")
+    profile.add_argument("--json", action="store_true", help="print JSON")
 
     add_verb(verbs, "list", _list, "show every model: name, what it is, paper and year")
 
@@ -65,6 +77,15 @@ def _inspect(args: argparse.Namespace) -> None:
 
     found = inspect_config(C.load(args.config, args.overrides))
     print(json.dumps(found.as_dict(), indent=1) if args.json else found.render())
+
+
+def _profile(args: argparse.Namespace) -> None:
+    from torchrec_models.pipelines import config as C
+    from torchrec_models.pipelines.profiling.run import profile_run
+
+    result = profile_run(C.load(args.config, args.overrides), seconds=args.seconds, out=args.out)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(json.dumps(result.as_dict(), indent=1) if args.json else result.render())
 
 
 def _list(_: argparse.Namespace) -> None:

@@ -1,0 +1,88 @@
+"""`trm profile` on a real small run: what it writes, what it leaves alone, and that a slow loader is found out."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from click_run import make_config, prepared, raw_config
+
+from torchrec_models.batch import Batch
+from torchrec_models.pipelines.cli import main
+from torchrec_models.pipelines.data.loader import Loader
+from torchrec_models.pipelines.data.prepare import open_prepared
+from torchrec_models.pipelines.distributed import processes
+from torchrec_models.pipelines.profiling.run import ROUNDS, Turns
+from torchrec_models.pipelines.profiling.verdict import PARTS
+from torchrec_models.pipelines.train import Trainer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("clicks"))
+
+
+@pytest.mark.parametrize("mode", ["fused", "unfused"])
+def test_a_profile_measures_all_and_touches_nothing(data: Path, capsys: pytest.CaptureFixture[str], mode: str) -> None:
+    raw = raw_config(data, f"run-{mode}")
+    if mode == "unfused":
+        del raw["train"]["sparse"]
+    (data / f"{mode}.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    arguments = ["profile", str(data / f"{mode}.yaml"), "--seconds", "0.4", f"train.mode={mode}"]
+    assert main([*arguments, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert not (data / f"run-{mode}").exists()
+    assert shown["device"] == "the CPU" and shown["gpu"] == {} and shown["resident"] is None and shown["batch_size"] == 60
+    for way in ("loader", "cached", "both"):
+        assert shown[way]["per_second"] > 1 and len(shown[way]["rounds"]) == ROUNDS
+    assert 0 <= shown["wait_share"] < 1 and shown["verdict"]["limit"] in ("input", *PARTS)
+    parts = shown["step_parts"]
+    assert set(parts) == {*PARTS} and sum(parts.values()) == pytest.approx(1.0)
+    assert all(parts[part] > 0.001 for part in ("sparse", "dense", "optimizer", "logging"))
+    trace = json.loads((data / f"run-{mode}.profile" / "timeline.json").read_text())
+    names = {event.get("name", "").rstrip(" #0123456789") for event in trace["traceEvents"]}
+    assert {"## forward", "## backward", "## optimizer", "## note_loss"} <= names
+
+
+def test_the_table_says_it_in_words(data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (data / "words.yaml").write_text(yaml.safe_dump(raw_config(data, "words"), sort_keys=False))
+    assert main(["profile", str(data / "words.yaml"), "--seconds", "0.2", "--out", str(tmp_path / "here")]) == 0
+    text = capsys.readouterr().out
+    for words in (
+        "deepfm (fused) on the CPU",
+        "loader alone",
+        "training on a cached batch",
+        "of a step: ",
+        "bound",
+        "to change it: ",
+    ):
+        assert words in text
+    assert f"timeline (ui.perfetto.dev): {tmp_path / 'here' / 'timeline.json'}" in text and (tmp_path / "here").is_dir()
+
+
+class SlowLoader(Loader):
+    """As over a slow disk."""
+
+    def _batches(self, epoch: int, start_batch: int) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super()._batches(epoch, start_batch):
+            time.sleep(0.1)
+            yield batch
+
+
+def test_a_slow_loader_is_called_input_bound(data: Path, tmp_path: Path) -> None:
+    config = make_config(data, "slow")
+    with processes() as procs:
+        trainer = Trainer(config, open_prepared(config), procs, show=False)
+        trainer.loader = SlowLoader(trainer.cache, "train", batch_size=60, shuffle=True)
+        profile = Turns(trainer, None).profile(0.8, tmp_path)
+    assert profile.verdict.limit == "input" and profile.reached < 0.9 and profile.wait_share > 0.3
+    assert profile.loader.per_second < 10.5  # a batch in 0.1 s
+    assert "input-bound" in profile.render()
+
+
+def test_rows_that_are_not_prepared_are_an_error_in_words(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "none.yaml").write_text(yaml.safe_dump(raw_config(data, "none"), sort_keys=False))
+    assert main(["profile", str(data / "none.yaml"), f"data.cache={tmp_path / 'no'}"]) == 2
+    assert "run `trm prepare CONFIG` first" in capsys.readouterr().err
