@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..config.data import VocabularyIds
+from . import distinct
 from .ids import Vocabulary
 from .statistics import ValueCounts
 from .values import Kind, Place, numbers, plain, strings, whole
@@ -36,21 +37,20 @@ class VocabularyFit:
         Raises:
             ValueError: for missing values under `null: error` (file, column and row).
         """
-        pair = pc.value_counts(values)
+        different, counts = _counted(values)
         try:
-            distinct = self._canonical(plain(pair.field("values")), place)
+            found = self._canonical(different, place)
         except ValueError:
             self._canonical(values, place)  # names the row
             raise
-        counts = pair.field("counts").cast(pa.int64())
-        missing = distinct.is_null()
+        missing = found.is_null()
         num_missing = pc.sum(counts.filter(missing)).as_py() or 0
         if num_missing and self._config.null == "error":
             index = pc.index(pc.is_null(plain(values), nan_is_null=True), True).as_py()
             raise place.error(index, "the value is missing, and ids.null is error; clean the data or set null: token or null: oov")
         self._num_missing += num_missing
         present = pc.invert(missing)
-        self._counts.setdefault(distinct.type, ValueCounts()).add(distinct.filter(present), counts.filter(present))
+        self._counts.setdefault(found.type, ValueCounts()).add(found.filter(present), counts.filter(present))
 
     def _canonical(self, values: pa.Array, place: Place) -> pa.Array:
         if self._kind == "string":
@@ -99,6 +99,17 @@ class VocabularyFit:
             for batch in part.to_batches():
                 both.add(batch.column("value"), batch.column("count"))
         return both.table() or _no_counts(parts[0]["value"].type)
+
+
+def _counted(values: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Distinct values, a null among them where there are nulls, and how often each stands there."""
+    values = distinct.encoded(values)
+    if not pa.types.is_dictionary(values.type) or values.null_count:
+        pair = pc.value_counts(values)
+        return plain(pair.field("values")), pair.field("counts").cast(pa.int64())
+    counts = pa.array(distinct.counts(values))
+    used = pc.greater(counts, 0)
+    return values.dictionary.filter(used), counts.filter(used)
 
 
 def _no_counts(type: pa.DataType) -> pa.Table:

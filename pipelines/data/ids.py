@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from . import distinct
 from .plain_values import Undecided, check_text, plain_number, plain_text
-from .values import Kind, Place, numbers, shown, strings, whole
+from .values import Kind, Place, numbers, plain, shown, strings, whole
 
 NullPolicy = Literal["token", "oov", "error"]
 _MISSING = b"trm-missing"
@@ -134,16 +135,20 @@ class IdTransform:
         Raises:
             ValueError: for values that the transform cannot take, with file, column and row.
         """
-        if not pa.types.is_dictionary(values.type):
-            return self._with_null(*self._lookup(values, place), place)
-        if len(values.dictionary) > len(values):
-            return self.encode(values.dictionary_decode(), place)
+        if self.reads_text and not pa.types.is_dictionary(values.type):
+            values = distinct.encoded(values)
+        if not pa.types.is_dictionary(values.type) or len(values.dictionary) > len(values):
+            return self._encode_each(values, place)
         try:
             ids, missing = self._lookup(values.dictionary, place)
         except ValueError:  # a bad entry may be one that these rows do not use; if they do, this names the row
-            return self.encode(values.dictionary_decode(), place)
-        codes = values.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
-        return self._with_null(np.append(ids, np.int32(0))[codes], np.append(missing, True)[codes], place)
+            return self._encode_each(values, place)
+        if self.null == "error" and (missing.any() or values.indices.null_count):
+            return self._encode_each(values, place)
+        return distinct.look_up(values, np.where(missing, np.int32(self.null_id), ids), of_null=self.null_id)
+
+    def _encode_each(self, values: pa.Array, place: Place) -> np.ndarray:
+        return self._with_null(*self._lookup(plain(values), place), place)
 
     def _with_null(self, ids: np.ndarray, missing: np.ndarray, place: Place) -> np.ndarray:
         if missing.any():
@@ -187,6 +192,8 @@ class Vocabulary(IdTransform):
         return np.where(is_whole, self._find_numbers(integers), np.int32(0)), missing
 
     def _find_strings(self, values: pa.Array) -> np.ndarray:
+        if self._finder and (rows := self._finder.rows_of_texts(values)) is not None:
+            return rows
         if len(values) * 16 < len(self.values):  # index_in hashes the whole vocabulary at every call
             coded = values.dictionary_encode()
             found = self._rows_by_text
@@ -221,6 +228,10 @@ class Vocabulary(IdTransform):
         return {v: i + 1 for i, v in enumerate(self.values.to_pylist())}
 
     @cached_property
+    def _finder(self) -> distinct.Finder | None:
+        return distinct.Finder.of(self.values)
+
+    @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
         present = self.values.is_valid().to_numpy(zero_copy_only=False)
         keys = self.values.drop_null().to_numpy(zero_copy_only=False)
@@ -244,6 +255,8 @@ class Vocabulary(IdTransform):
         if self._direct is not None:
             inside = (values >= keys[0]) & (values <= keys[-1])
             return np.where(inside, self._direct[np.where(inside, values, keys[0]) - keys[0]], np.int32(0))
+        if self._finder and values.dtype == np.int64:
+            return self._finder.rows_of_integers(values)
         at = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
         return np.where(keys[at] == values, rows[at], np.int32(0))
 

@@ -1,4 +1,4 @@
-"""gather.c, compiled on first use by the machine's C compiler and kept for the next process.
+"""Our plain C (gather.c, pieces.c, dense.c), compiled on first use by the machine's C compiler and kept for the next process.
 
 Plain C through ctypes: it compiles in half a second and needs no headers of torch (torch.utils.cpp_extension: 40 s, and ninja).
 """
@@ -17,16 +17,17 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_name("gather.c")
+_FOLDER = Path(__file__).parent
 _COMPILERS = ("cc", "gcc", "clang")
-_FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")  # for this processor: ids widen to int64 a quarter faster (measured)
+# -march=native: for this processor (ids widen to int64 a quarter faster, measured); -ffp-contract=off: numpy's bits, no fused steps
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
 _COMPILE_SECONDS = 60
 
 Gather = Callable[[int, int], None]
 
 
 class NoNativeCode(Exception):
-    """Why gather.c cannot be used here."""
+    """Why our C cannot be used here."""
 
 
 @cache
@@ -36,35 +37,61 @@ def native_gather() -> Gather | None:
     Returns:
         None where it cannot be had; the reason is logged, once.
     """
+    return _gather_of(library) if (library := native_library("gather", "the loader gathers rows with stock operators")) else None
+
+
+def native_library(name: str, instead: str) -> ctypes.CDLL | None:
+    """`<name>.c`, compiled and loaded. Its functions run without the GIL; the caller declares their types.
+
+    Args:
+        instead: what is done without it, for the log.
+
+    Returns:
+        None where it cannot be had; the reason is logged.
+    """
     try:
-        return load(Path.home() / ".cache" / "torchrec-models")
+        return load_library(Path.home() / ".cache" / "torchrec-models", name)
     except NoNativeCode as reason:
-        logger.info("the loader gathers rows with stock operators, which is slower: %s", reason)
+        logger.info("%s, which is slower: %s", instead, reason)
         return None
 
 
 def load(folder: Path) -> Gather:
-    """Compiles gather.c into `folder`, unless it was compiled there before, and loads it.
+    """`gather` of gather.c, compiled into `folder`.
 
     Raises:
         NoNativeCode: saying why not.
     """
-    compiler = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
-    identity = "\0".join((_SOURCE.read_text(), *_FLAGS, platform.system(), _processor()))
-    library = folder / f"gather-{hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}.so"
+    return _gather_of(load_library(folder, "gather"))
+
+
+def _gather_of(library: ctypes.CDLL) -> Gather:
+    function = library.gather
+    function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_int64), None
+    return function
+
+
+def load_library(folder: Path, name: str) -> ctypes.CDLL:
+    """Compiles `<name>.c` into `folder`, unless it was compiled there before, and loads it.
+
+    Raises:
+        NoNativeCode: saying why not.
+    """
+    source = _FOLDER / f"{name}.c"
+    compiler = next((path for command in _COMPILERS if (path := shutil.which(command))), None)
+    identity = "\0".join((source.read_text(), *_FLAGS, platform.system(), _processor()))
+    library = folder / f"{name}-{hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}.so"
     if not library.exists():
         if compiler is None:
             raise NoNativeCode(f"there is no C compiler (looked for {', '.join(_COMPILERS)})")
         try:
-            _compile(compiler, library)
+            _compile(compiler, source, library)
         except (OSError, subprocess.SubprocessError) as error:
             raise NoNativeCode(f"{compiler} could not make {library}: {error}") from None
     try:
-        function = ctypes.CDLL(str(library)).gather
+        return ctypes.CDLL(str(library))
     except OSError as error:
         raise NoNativeCode(f"{library} cannot be loaded: {error}") from None
-    function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_int64), None
-    return function
 
 
 def _processor() -> str:
@@ -74,13 +101,13 @@ def _processor() -> str:
     return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def _compile(compiler: str, library: Path) -> None:
+def _compile(compiler: str, source: Path, library: Path) -> None:
     """Under another name, then renamed: processes that do this at once do not disturb each other."""
     library.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=library.parent, suffix=".so")
     os.close(descriptor)
     try:
-        command = [compiler, *_FLAGS, "-o", name, str(_SOURCE)]
+        command = [compiler, *_FLAGS, "-o", name, str(source)]
         subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
         os.replace(name, library)
     finally:

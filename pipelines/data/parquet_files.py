@@ -14,6 +14,7 @@ _PROBE_ROWS = 1024
 _MOST_ROWS = 1 << 18
 _LEAST_ROWS = 256
 _SHARE_OF_BUDGET = 16
+_LONG_TEXT_BYTES = 64  # to make a dictionary of such texts costs as much again as to read them
 _DAMAGED = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError)
 
 
@@ -62,7 +63,7 @@ class ParquetFiles:
             num_rows.append(file.metadata.num_rows)
         if not sum(num_rows):
             raise no_rows(files)
-        coded = [n for n in columns if n in dictionary_columns and _is_string(types[n])]
+        coded = [n for n in columns if n in dictionary_columns and _is_string(types[n]) and not _gave_up(files[0].path, n)]
         fields = [pa.field(n, pa.dictionary(pa.int32(), pa.string()) if n in coded else types[n]) for n in columns]
         return cls(files, pa.schema(fields), num_rows, memory_budget_bytes, coded)
 
@@ -142,6 +143,16 @@ def _bytes_per_row(column: pa.Array) -> float:
     if pa.types.is_dictionary(column.type):
         return column.indices.nbytes / len(column) + column.dictionary.nbytes / max(len(column.dictionary), 1)
     return column.nbytes / len(column)
+
+
+def _gave_up(path: str, column: str) -> bool:
+    """Whether the texts of a column differ so much that its writer stored them whole (judged by the first row group)."""
+    metadata = _open(path).metadata
+    if not metadata.num_row_groups:
+        return False
+    group = metadata.row_group(0)
+    chunk = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column)
+    return chunk.total_uncompressed_size > _LONG_TEXT_BYTES * max(group.num_rows, 1)
 
 
 def _is_string(type: pa.DataType) -> bool:

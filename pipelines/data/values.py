@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from . import distinct
+
 Kind = Literal["number", "string"]
 _MOST_EXACT = float(2**63)
 
@@ -205,9 +207,13 @@ def explode(column: pa.Array, *, separator: str, max_len: int, keep: Literal["fi
     A null row is an empty row. Empty pieces of separated text are dropped; nulls inside lists stay.
 
     Returns:
-        [n] values; [N + 1] int64 offsets.
+        [n] values, dictionary-encoded where that is fast; [N + 1] int64 offsets.
     """
-    lists = pc.split_pattern(plain(column), separator) if separator else column
+    if separator:
+        column = plain(column)
+        if pieces := distinct.split(column, separator=separator, max_len=max_len, keep=keep):
+            return pieces
+    lists = pc.split_pattern(column, separator) if separator else column
     lengths = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     values = pc.list_flatten(lists)
     offsets = np.concatenate([[0], np.cumsum(lengths)])

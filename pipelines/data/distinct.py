@@ -1,0 +1,210 @@
+"""Columns as distinct values and numbers of them, by plain C (pieces.c): a text is looked at once, as bytes, never as an object.
+
+Everything here has a twin in pyarrow that gives the same values more slowly; `None` says that the caller is to use that. Runs in
+exported bundles too: numpy and pyarrow only.
+"""
+
+import ctypes
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from .native import native_library
+
+_LEAST_BYTES = 1 << 12  # less is not worth a call: a request of a server never waits for a compiler
+_MOST_VALUES = 2**31 - 1
+_ADDRESS, _COUNT, _FLAG, _ROW = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int32
+_TEXTS = (_ADDRESS, _COUNT, _ADDRESS, _FLAG)  # data, its bytes, offsets, whether these are of 64 bits
+_FUNCTIONS: dict[str, tuple[tuple, object]] = {
+    "distinct_new": ((), _ADDRESS),
+    "distinct_free": ((_ADDRESS,), None),
+    "distinct_count": ((_ADDRESS,), _COUNT),
+    "distinct_text_bytes": ((_ADDRESS,), _COUNT),
+    "distinct_texts": ((_ADDRESS, _ADDRESS, _ADDRESS), None),
+    "distinct_integers": ((_ADDRESS, _ADDRESS), None),
+    "distinct_split": (
+        (_ADDRESS, *_TEXTS, _ADDRESS, _COUNT, _COUNT, ctypes.c_char, _COUNT, _FLAG, _ADDRESS, _ADDRESS),
+        _COUNT,
+    ),
+    "distinct_of_texts": ((_ADDRESS, *_TEXTS, _ADDRESS, _COUNT, _COUNT, _ADDRESS), _COUNT),
+    "distinct_of_integers": ((_ADDRESS, _ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS), _COUNT),
+    "find_texts": ((_ADDRESS, *_TEXTS, _COUNT, _ROW, _ADDRESS), None),
+    "find_integers": ((_ADDRESS, _ADDRESS, _COUNT, _ROW, _ADDRESS), None),
+    "count_numbers": ((_ADDRESS, _COUNT, _ADDRESS), None),
+    "look_up": ((_ADDRESS, _COUNT, _ADDRESS, _ROW, _ADDRESS), None),
+}
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    library = native_library("pieces", "columns are taken apart by pyarrow")
+    for name, (arguments, result) in _FUNCTIONS.items() if library else ():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, result
+    return library
+
+
+class _Table:
+    """Distinct values in the order of their first appearance."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self.handle = library.distinct_new()
+        if not self.handle:
+            raise MemoryError
+
+    def __del__(self) -> None:
+        if self.handle:
+            self._library.distinct_free(self.handle)
+
+    def __len__(self) -> int:
+        return self._library.distinct_count(self.handle)
+
+    def texts(self) -> pa.Array:
+        offsets = np.empty(len(self) + 1, np.int64)
+        text = np.empty(self._library.distinct_text_bytes(self.handle), np.uint8)
+        self._library.distinct_texts(self.handle, offsets.ctypes.data, text.ctypes.data)
+        buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(text)]
+        return pa.Array.from_buffers(pa.string(), len(self), buffers)
+
+    def integers(self) -> pa.Array:
+        values = np.empty(len(self), np.int64)
+        self._library.distinct_integers(self.handle, values.ctypes.data)
+        return pa.array(values)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        raise MemoryError
+    return result
+
+
+def _texts(column: pa.Array) -> tuple[int, int, int, int] | None:
+    """The arguments `_TEXTS` of a text column; None for other types, and for too few and too many bytes."""
+    wide = pa.types.is_large_string(column.type)
+    if not (wide or pa.types.is_string(column.type)):
+        return None
+    _, offsets, data = column.buffers()
+    if data is None or not _LEAST_BYTES <= data.size <= _MOST_VALUES:
+        return None
+    return data.address, data.size, offsets.address + column.offset * (8 if wide else 4), int(wide)
+
+
+def _validity(column: pa.Array) -> tuple[int | None, int]:
+    validity = column.buffers()[0] if column.null_count else None
+    return (validity.address if validity else None), column.offset
+
+
+def split(
+    column: pa.Array, *, separator: str, max_len: int, keep: Literal["first", "last"]
+) -> tuple[pa.DictionaryArray, np.ndarray] | None:
+    """Text cut at a separator of one ASCII character, as `values.explode` does.
+
+    Returns:
+        [n] pieces, dictionary-encoded, and [N + 1] int64 offsets.
+    """
+    texts = _texts(column)
+    if texts is None or len(separator) != 1 or not separator.isascii() or (library := _library()) is None:
+        return None
+    table, num_bytes = _Table(library), _num_bytes(column)
+    numbers, offsets = np.empty(num_bytes // 2 + len(column) + 1, np.int32), np.empty(len(column) + 1, np.int64)
+    options = (separator.encode(), min(max_len, _MOST_VALUES), int(keep == "last"))
+    total = library.distinct_split(
+        table.handle, *texts, *_validity(column), len(column), *options, numbers.ctypes.data, offsets.ctypes.data
+    )
+    return pa.DictionaryArray.from_arrays(pa.array(numbers[: _checked(total)]), table.texts(), safe=False), offsets
+
+
+def _num_bytes(column: pa.Array) -> int:
+    if not len(column):
+        return 0
+    kind = np.int64 if pa.types.is_large_string(column.type) else np.int32
+    offsets = np.frombuffer(column.buffers()[1], kind)[column.offset : column.offset + len(column) + 1]
+    return int(offsets[-1]) - int(offsets[0])
+
+
+def encoded(values: pa.Array) -> pa.Array:
+    """Text and 64-bit integers dictionary-encoded; any other array, and few values, as they are."""
+    texts = _texts(values)
+    integers = pa.types.is_int64(values.type) and values.nbytes >= _LEAST_BYTES
+    if not (texts or integers) or (library := _library()) is None:
+        return values
+    table, numbers = _Table(library), np.empty(len(values), np.int32)
+    if texts:
+        _checked(library.distinct_of_texts(table.handle, *texts, *_validity(values), len(values), numbers.ctypes.data))
+    else:
+        _, data = values.buffers()
+        address = data.address + 8 * values.offset
+        _checked(library.distinct_of_integers(table.handle, address, *_validity(values), len(values), numbers.ctypes.data))
+    found = pa.array(numbers, mask=numbers < 0 if values.null_count else None)
+    return pa.DictionaryArray.from_arrays(found, table.texts() if texts else table.integers(), safe=False)
+
+
+def counts(values: pa.DictionaryArray) -> np.ndarray:
+    """[D] int64: how often each value of the dictionary stands in the array."""
+    numbers, library = _numbers(values), _library()
+    out = np.zeros(len(values.dictionary), np.int64)
+    if library is None:
+        np.add.at(out, numbers[numbers >= 0], 1)
+    else:
+        library.count_numbers(numbers.ctypes.data, len(numbers), out.ctypes.data)
+    return out
+
+
+def look_up(values: pa.DictionaryArray, of_value: np.ndarray, *, of_null: int) -> np.ndarray:
+    """[N] int32: `of_value` [D] int32 of each value, `of_null` of nulls."""
+    numbers, library = _numbers(values), _library()
+    if library is None:
+        return np.append(of_value, np.int32(of_null))[numbers]
+    out, of_value = np.empty(len(numbers), np.int32), np.ascontiguousarray(of_value, np.int32)
+    library.look_up(numbers.ctypes.data, len(numbers), of_value.ctypes.data, of_null, out.ctypes.data)
+    return out
+
+
+def _numbers(values: pa.DictionaryArray) -> np.ndarray:
+    """[N] int32 positions in the dictionary, -1 for null."""
+    indices = values.indices if pa.types.is_int32(values.indices.type) else values.indices.cast(pa.int32())
+    return (indices.fill_null(-1) if indices.null_count else indices).to_numpy()
+
+
+class Finder:
+    """Rows of values among many fixed ones. Threads may share it.
+
+    Args:
+        values: distinct text or int64; value i is row i + 1. A null among them is never found.
+    """
+
+    def __init__(self, library: ctypes.CDLL, values: pa.Array) -> None:
+        self._library, self._kind = library, values.type
+        self._table = _Table(library)
+        self._rows = np.append(0, np.flatnonzero(values.is_valid()) + 1).astype(np.int32) if values.null_count else None
+        present = values.drop_null()
+        numbers = np.empty(len(present), np.int32)
+        if texts := _texts(present):
+            _checked(library.distinct_of_texts(self._table.handle, *texts, None, 0, len(present), numbers.ctypes.data))
+        else:
+            address = present.to_numpy().ctypes.data
+            _checked(library.distinct_of_integers(self._table.handle, address, None, 0, len(present), numbers.ctypes.data))
+
+    @classmethod
+    def of(cls, values: pa.Array) -> "Finder | None":
+        """None for other types, and for so few values that a table is not worth it."""
+        known = _texts(values) or (pa.types.is_int64(values.type) and values.nbytes >= _LEAST_BYTES)
+        library = _library() if known else None
+        return cls(library, values) if library else None
+
+    def rows_of_texts(self, values: pa.Array) -> np.ndarray | None:
+        """[n] int32, 0 where not found and anything for null; None where pyarrow is to be used."""
+        if (texts := _texts(values)) is None:
+            return None
+        out = np.empty(len(values), np.int32)
+        self._library.find_texts(self._table.handle, *texts, len(values), 1, out.ctypes.data)
+        return out if self._rows is None else self._rows[out]
+
+    def rows_of_integers(self, values: np.ndarray) -> np.ndarray:
+        """[n] int32 of [n] int64, 0 where not found."""
+        out, values = np.empty(len(values), np.int32), np.ascontiguousarray(values, np.int64)
+        self._library.find_integers(self._table.handle, values.ctypes.data, len(values), 1, out.ctypes.data)
+        return out if self._rows is None else self._rows[out]
