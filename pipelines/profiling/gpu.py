@@ -43,7 +43,7 @@ def sampled(device: torch.device) -> Iterator[GpuSamples]:
     try:
         import pynvml
     except ImportError:
-        samples.missing = "nvidia-ml-py is not installed; pip install nvidia-ml-py"
+        samples.missing = "nvidia-ml-py is not installed; pip install torchrec-models[gpu]"
         yield samples
         return
     try:
