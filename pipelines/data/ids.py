@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from . import distinct
-from .plain_values import Undecided, check_text, plain_number, plain_text
+from .plain_values import RowsByValue, Undecided, check_text, plain_number, plain_text
 from .values import Kind, Place, numbers, plain, shown, strings, whole
 
 NullPolicy = Literal["token", "oov", "error"]
@@ -107,16 +107,17 @@ class IdTransform:
         """What `_lookup` makes of one plain value; None where it is missing."""
         raise NotImplementedError
 
-    @property
-    def known(self) -> dict[Any, int]:
-        """Answers of `row_finder` for some plain values, so that most values cost one lookup. May grow."""
-        return {}
+    @cached_property
+    def known(self) -> RowsByValue:
+        """A plain value to what `encode` gives for a column of that value: `known[value]`.
 
-    def row_finder(self) -> Callable[[Any], int]:
-        """A function from one plain value to what `encode` gives for a column of that value.
-
-        It raises `Undecided` where `encode` would refuse the value, and for values of unusual types.
+        That raises `Undecided` where `encode` would refuse the value, and for values of unusual types, and TypeError for
+        what has no hash.
+        `known.get` knows only the values that were found before, and a vocabulary's own.
         """
+        return RowsByValue(self._finder_of_plain_values())
+
+    def _finder_of_plain_values(self) -> Callable[[Any], int]:
         find, null_id, refuses = self._find, self.null_id, self.null == "error"
 
         def row_of(value: Any) -> int:
@@ -196,7 +197,7 @@ class Vocabulary(IdTransform):
             return rows
         if len(values) * 16 < len(self.values):  # index_in hashes the whole vocabulary at every call
             coded = values.dictionary_encode()
-            found = self._rows_by_text
+            found = self.known
             ids = np.fromiter((found.get(v, 0) for v in coded.dictionary.to_pylist()), np.int32, len(coded.dictionary))
             return np.append(ids, np.int32(0))[coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
         position = pc.index_in(values, value_set=self.values)
@@ -206,26 +207,18 @@ class Vocabulary(IdTransform):
     def reads_text(self) -> bool:
         return self.kind == "string"
 
-    @property
-    def known(self) -> dict[Any, int]:
-        return self._rows_by_text if self.kind == "string" else self._rows_by_number
+    @cached_property
+    def known(self) -> RowsByValue:
+        return RowsByValue(self._finder_of_plain_values(), zip(self.values.to_pylist(), range(1, len(self.values) + 1)))
 
     def _find(self, value: Any) -> int | None:
         if self.kind == "string":
             text = plain_text(value)
-            return None if text is None else self._rows_by_text.get(check_text(text), 0)
+            return None if text is None else self.known.get(check_text(text), 0)
         number = plain_number(value)
         if number is None:
             return None
-        return self._rows_by_number.get(float(number) if pa.types.is_floating(self.values.type) else number, 0)
-
-    @cached_property
-    def _rows_by_number(self) -> dict[int | float | None, int]:
-        return {v: i + 1 for i, v in enumerate(self.values.to_pylist())}
-
-    @cached_property
-    def _rows_by_text(self) -> dict[str | None, int]:
-        return {v: i + 1 for i, v in enumerate(self.values.to_pylist())}
+        return self.known.get(float(number) if pa.types.is_floating(self.values.type) else number, 0)
 
     @cached_property
     def _finder(self) -> distinct.Finder | None:
@@ -290,10 +283,6 @@ class Hash(IdTransform):
             return None
         row = 1 + _blake(check_text(text).encode(), self.seed) % self.buckets
         return self._remember(text, row) if len(text) <= _REMEMBERED_CHARACTERS else row
-
-    @cached_property
-    def known(self) -> dict[Any, int]:
-        return {}
 
     def _remember(self, value: Any, row: int) -> int:
         if len(self.known) >= _REMEMBERED_HASHES:

@@ -6,7 +6,7 @@ tests/serving/test_encoder.py holds both paths against each other. Runs in expor
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +20,17 @@ _NOWHERE = Place("", "")
 
 class Undecided(Exception):
     """The vectorised path must read this row, or refuse it."""
+
+
+class RowsByValue(dict[Any, int]):
+    """Rows by plain value; those that are not there are found by `row_of`, and not kept unless it keeps them itself."""
+
+    def __init__(self, row_of: Callable[[Any], int], rows: Iterable[tuple[Any, int]] = ()) -> None:
+        super().__init__(rows)
+        self._row_of = row_of
+
+    def __missing__(self, value: Any) -> int:
+        return self._row_of(value)
 
 
 def plain_number(value: Any) -> int | float | None:

@@ -22,7 +22,7 @@ from torchrec_models.schema import Schema
 
 from .ids import Buckets, Hash, Identity, IdTransform, Vocabulary
 from .numeric import Step, apply_steps, apply_steps_to_value, step_from_dict, step_to_dict, to_float
-from .plain_values import plain_list, plain_pieces
+from .plain_values import Undecided, plain_list, plain_pieces
 from .values import Place, explode, is_list, is_text, kind_of, one_array
 
 FORMAT_VERSION = 1
@@ -97,22 +97,22 @@ class IdsTransform:
 
     def list_finder(self, table: IdTransform) -> Callable[[Any], list[int]]:
         """A function from one plain value (a list, separated text, None) to what `flat` and `table.encode` give for it."""
-        row_of, as_text, separator, max_len = table.row_finder(), table.reads_text, self.separator, self.max_len
-        known = table.known
+        known, as_text, separator, max_len = table.known, table.reads_text, self.separator, self.max_len
+        row_if_known = known.get
         kept = slice(max_len) if self.keep == "first" else slice(-max_len, None)
 
         def rows_of(value: Any) -> list[int]:
             if as_text and type(value) is list and len(value) <= max_len:
                 try:
-                    found = [known[one] for one in value]
-                except (KeyError, TypeError):  # TypeError: a list in the list
-                    pass
-                else:
-                    return found
-            return [row_of(one) for one in plain_list(value, as_text=as_text)[kept]]
+                    found = list(map(row_if_known, value))
+                except TypeError:  # a list in the list
+                    raise Undecided from None
+                if None not in found:
+                    return found  # type: ignore[return-value]
+            return [known[one] for one in plain_list(value, as_text=as_text)[kept]]
 
         def rows_of_pieces(value: Any) -> list[int]:
-            return [row_of(one) for one in plain_pieces(value, separator=separator, as_text=as_text)[kept]]
+            return [known[one] for one in plain_pieces(value, separator=separator, as_text=as_text)[kept]]
 
         return rows_of_pieces if separator else rows_of
 

@@ -2,10 +2,9 @@
 
 import sys
 import time
-from collections.abc import MutableMapping
-from typing import Any, TextIO
+from typing import TextIO
 
-from .messages import encode_json, share_of
+from .messages import Request, encode_json, share_of
 
 
 class AccessLog:
@@ -24,15 +23,14 @@ class AccessLog:
         self._out = out or sys.stdout
         self._owed = 0.0
 
-    def write(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
-        request_id = next((v for k, v in scope["headers"] if k == b"x-request-id"), None)
+    def write(self, request: Request, client: tuple[str, int] | None, status: int, seconds: float) -> None:
+        request_id = request.header(b"x-request-id")
         if status < 500 and not self._is_chosen(request_id):
             return
-        client = scope.get("client")
         line = {
             "time": round(time.time(), 6),
-            "method": scope["method"],
-            "path": scope["path"][:500],
+            "method": request.method,
+            "path": request.path[:500],
             "status": status,
             "seconds": round(seconds, 6),
             "client": client[0] if client else None,

@@ -19,6 +19,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 log = logging.getLogger(__name__)
 _CLOSE = (b"connection", b"close")
+_BURST_SECONDS = 0.1
+OVERLOAD = HttpError(503, "the server has all the work it can do; try again", headers=((b"retry-after", b"1"),))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +30,14 @@ class Limits:
     Args:
         body_bytes: of one request's body; more is refused with 413.
         concurrent_requests: in work at once, in one worker; more are refused with 503 and Retry-After.
+        refusals_per_second: of those, answered per second (the first of a burst at once); the others wait for their refusal.
+            Callers who come back at once would else take the time of those who are served.
         body_seconds: for a body that comes in pieces to be complete; else 408.
     """
 
     body_bytes: int = 1 << 20
     concurrent_requests: int = 256
+    refusals_per_second: float = 1000.0
     body_seconds: float = 10.0
 
 
@@ -40,7 +45,7 @@ class App:
     """An ASGI application of routes.
 
     Args:
-        routes: tried by exact path first, then by their pattern.
+        routes: tried by exact path first, then by their pattern. `direct_routes` has the former by (method, path) in bytes.
         limits: of every route.
         token: a bearer token that every request must carry, but for the health routes; empty asks for none.
         open_paths: answered without a token and while overloaded.
@@ -71,7 +76,9 @@ class App:
         self._access_log = access_log
         self._on_start = on_start
         self._on_stop = on_stop
+        self._next_refusal = 0.0
         self._exact = {(r.method, r.path): r for r in routes if "{" not in r.path}
+        self.direct_routes = {(method.encode(), path.encode()): route for (method, path), route in self._exact.items()}
         self._patterns = [r for r in routes if "{" in r.path]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,42 +102,66 @@ class App:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
-        path = scope["path"]
-        route = self._exact.get((scope["method"], path))
-        self.num_in_work += 1
+        request = Request(scope["method"], scope["path"], scope["headers"], b"")
+        route = self._exact.get((request.method, request.path))
         try:
-            response = await self._respond(route, scope, receive)
-        except HttpError as error:
-            response = Response(encode_json({"error": error.reason}), status=error.status, headers=error.headers)
+            route = route or self._match(request)
+            if self.is_overloaded(route):
+                await asyncio.sleep(self.seconds_to_refusal())
+                raise OVERLOAD
+            response = await self._respond(route, request, receive)
         except _Disconnected:
             return
-        except Exception:
-            log.exception("%s %s failed", scope["method"], path)
-            response = Response(encode_json({"error": "the server failed at this request; its log says why"}), status=500)
-        finally:
-            self.num_in_work -= 1
+        except Exception as error:
+            response = self.response_to(error, request)
         headers = [(b"content-type", response.content_type), (b"content-length", b"%d" % len(response.body)), *response.headers]
         if self.draining:
             headers.append(_CLOSE)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
-        seconds = time.perf_counter() - start
-        if self._observe:
-            self._observe(route.path if route else "", response.status, seconds)
-        if self._access_log:
-            self._access_log.write(scope, response.status, seconds)
+        self.answered(route, request, scope.get("client"), response.status, time.perf_counter() - start)
 
-    async def _respond(self, route: Route | None, scope: Scope, receive: Receive) -> Response:
-        request = Request(scope["method"], scope["path"], scope["headers"], b"")
-        if route is None:
-            route = self._match(request)
-        if request.path not in self._open_paths:
-            if self.num_in_work > self.limits.concurrent_requests:
-                raise HttpError(503, "the server has all the work it can do; try again", headers=((b"retry-after", b"1"),))
-            if self._token or route.admin:
-                self._check_token(request)
-        request.body = await self._body(request, receive)
-        return await route.handler(request)
+    async def _respond(self, route: Route, request: Request, receive: Receive) -> Response:
+        self.num_in_work += 1
+        try:
+            self.admit(route, request)
+            request.body = await self._body(request, receive)
+            return await route.handler(request)
+        finally:
+            self.num_in_work -= 1
+
+    def is_overloaded(self, route: Route) -> bool:
+        """Whether a request for this route is to be refused with `OVERLOAD`, after `seconds_to_refusal`."""
+        return self.num_in_work >= self.limits.concurrent_requests and route.path not in self._open_paths
+
+    def seconds_to_refusal(self) -> float:
+        """How long this refusal waits for its turn: 0 until a tenth of a second's refusals came at once."""
+        now, gap = time.monotonic(), 1 / self.limits.refusals_per_second
+        self._next_refusal = max(self._next_refusal, now - _BURST_SECONDS) + gap
+        return max(0.0, self._next_refusal - now)
+
+    def admit(self, route: Route, request: Request) -> None:
+        """Whether the caller may ask this, before its body is read.
+
+        Raises:
+            HttpError: 401 and 403 where a token is missing or wrong.
+        """
+        if (self._token or route.admin) and route.path not in self._open_paths:
+            self._check_token(request)
+
+    def response_to(self, error: Exception, request: Request) -> Response:
+        """The answer where a handler raised: what an `HttpError` says, else 500, and the log has the traceback."""
+        if isinstance(error, HttpError):
+            return error.response()
+        log.error("%s %s failed", request.method, request.path, exc_info=error)
+        return Response(encode_json({"error": "the server failed at this request; its log says why"}), status=500)
+
+    def answered(self, route: Route | None, request: Request, client: tuple[str, int] | None, status: int, seconds: float) -> None:
+        """Counts and logs one answer."""
+        if self._observe:
+            self._observe(route.path if route else "", status, seconds)
+        if self._access_log:
+            self._access_log.write(request, client, status, seconds)
 
     def _match(self, request: Request) -> Route:
         parts = tuple(request.path.strip("/").split("/"))

@@ -32,7 +32,7 @@ class _Waiting:
 
 
 class Batcher:
-    """Collects encoded rows and answers them in order.
+    """Collects encoded rows and answers them in order. It belongs to the event loop that it is first used in.
 
     Args:
         run: (ids [N, S] int64, dense [N, D] float32) -> [N, T]; called in the event loop's thread.
@@ -58,6 +58,7 @@ class Batcher:
         self._small: deque[_Waiting] = deque()  # fit into one call
         self._large: deque[_Waiting] = deque()
         self._scheduled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.queued_rows = 0
 
     def submit(self, ids: Sequence[int], dense: Sequence[float], num_rows: int) -> "asyncio.Future[Answers]":
@@ -70,7 +71,9 @@ class Batcher:
         Returns:
             A future of N lists of T numbers. It fails only if the graph itself does.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()  # a system call each time, so it is asked for once
         future: asyncio.Future[Answers] = loop.create_future()
         if not num_rows:
             future.set_result([])
@@ -95,7 +98,8 @@ class Batcher:
         if self._large:
             self._score_piece(self._large[0])
         if self._small or self._large:
-            asyncio.get_running_loop().call_soon(self._flush)
+            assert self._loop is not None
+            self._loop.call_soon(self._flush)
         else:
             self._scheduled = False
 

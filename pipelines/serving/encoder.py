@@ -1,13 +1,14 @@
 """Requests' rows straight to the graph's slots: what `RowCodec`, `Transforms.encode` and `SlotLayout.fill` do, one row at a time.
 
-The rules are the transforms' own (`row_finder`, `list_finder`, `encode_value`); here they are only put side by side. Where one of
+The rules are the transforms' own (`known`, `list_finder`, `encode_value`); here they are only put side by side. Where one of
 them is undecided, the vectorised path reads the row instead, or words the error. Shapes: S slots, D dense features.
 """
 
 from collections.abc import Callable, Sequence
+from operator import add, getitem, itemgetter
 from typing import Any
 
-from ..data.plain_values import Undecided
+from ..data.plain_values import RowsByValue, Undecided
 from ..data.transforms import NumericTransform, Transforms
 from .codec import Row, RowCodec
 from .slots import SlotLayout
@@ -25,30 +26,38 @@ class RowEncoder:
         self._transforms = transforms
         self._layout = layout
         self._codec = RowCodec(transforms)
-        self._columns = self._codec.columns.keys()
-        self._numeric: list[tuple[str, Callable[[Any], float]]] = []
-        self._single: list[tuple[str, int, int, dict[Any, int], Callable[[Any], int]]] = []
-        self._many: list[tuple[str, int, int, Callable[[Any], list[int]]]] = []
-        slots = {slot.feature: slot for slot in layout.slots}
-        finders = {name: table.row_finder() for name, table in transforms.tables.items()}
-        for name, feature in transforms.features.items():
-            if isinstance(feature, NumericTransform):
-                self._numeric.append((feature.column, feature.encode_value))
-                continue
-            slot = slots[name]
+        columns: list[str] = []
+        self._parts: list[_Singles | _Many] = []
+        for slot in layout.slots:
+            feature = transforms.features[slot.feature]
+            assert not isinstance(feature, NumericTransform)
+            table = transforms.tables[feature.table]
             if feature.many:
-                rows_of = feature.list_finder(transforms.tables[feature.table])
-                self._many.append((feature.column, slot.first_slot, slot.first_row, rows_of))
+                rows_of = feature.list_finder(table)
+                self._parts.append(_Many(len(columns), rows_of, slot.first_row, slot.num_slots))
             else:
-                known = transforms.tables[feature.table].known
-                self._single.append((feature.column, slot.first_slot, slot.first_row, known, finders[feature.table]))
+                last = self._parts[-1] if self._parts else None
+                if not isinstance(last, _Singles):
+                    last = _Singles(len(columns))
+                    self._parts.append(last)
+                last.append(table.known, slot.first_row)
+            columns.append(feature.column)
+        self._first_number = len(columns)
+        self._numbers: list[Callable[[Any], float]] = []
+        for feature in transforms.features.values():
+            if isinstance(feature, NumericTransform):
+                self._numbers.append(feature.encode_value)
+                columns.append(feature.column)
+        self._columns = tuple(columns)
+        self._distinct = frozenset(columns)
+        self._values = itemgetter(*columns) if len(columns) > 1 else lambda row: (row[columns[0]],)
         self._aligned = [
             (feature.column, transforms.columns[feature.aligned_with])
             for feature in transforms.features.values()
             if not isinstance(feature, NumericTransform) and feature.aligned_with
         ]
         self.num_slots = layout.num_slots
-        self.num_dense = len(self._numeric)
+        self.num_dense = len(self._numbers)
 
     def encode(self, rows: Sequence[Row], *, first_row: int = 0) -> tuple[list[int], list[float]]:
         """Flat table rows and numeric features of N rows, one row after another: N * S and N * D numbers.
@@ -64,36 +73,69 @@ class RowEncoder:
         for index, row in enumerate(rows):
             try:
                 self._encode_row(row, ids, dense)
-            except Undecided:
+            except (Undecided, TypeError):  # TypeError: a list or an object where a value is expected
                 del ids[index * self.num_slots :], dense[index * self.num_dense :]
                 more_ids, more_dense = self._encode_vectorised(rows[index:], first_row + index)
                 return ids + more_ids, dense + more_dense
         return ids, dense
 
     def _encode_row(self, row: Row, ids: list[int], dense: list[float]) -> None:
-        if type(row) is not dict or not row.keys() <= self._columns:
-            raise Undecided
-        get = row.get
+        values = self._values_of(row)
         for column, other in self._aligned:
-            one, two = get(column), get(other)
+            one, two = row.get(column), row.get(other)
             if type(one) is not list or type(two) is not list or len(one) != len(two):
                 raise Undecided
-        out = [0] * self.num_slots
-        for column, slot, first_row, known, row_of in self._single:
-            value = get(column)
+        for part in self._parts:
+            part.encode(values, ids)
+        for number_of, value in zip(self._numbers, values[self._first_number :]):
+            dense.append(number_of(value))
+
+    def _values_of(self, row: Row) -> tuple[Any, ...]:
+        """One value per feature with ids, in the order of the slots, then one per numeric feature; None where the row has none."""
+        if type(row) is not dict:
+            raise Undecided
+        if len(row) == len(self._distinct):
             try:
-                out[slot] = first_row + known[value]
-            except (KeyError, TypeError):  # TypeError: a list or an object
-                out[slot] = first_row + row_of(value)
-        for column, slot, first_row, rows_of in self._many:
-            for found in rows_of(get(column)):
-                out[slot] = first_row + found
-                slot += 1
-        ids += out
-        for column, number_of in self._numeric:
-            dense.append(number_of(get(column)))
+                return self._values(row)
+            except KeyError:
+                pass
+        if not row.keys() <= self._distinct:
+            raise Undecided
+        return tuple(map(row.get, self._columns))
 
     def _encode_vectorised(self, rows: Sequence[Row], first_row: int) -> tuple[list[int], list[float]]:
         table = self._codec.table(rows, first_row=first_row)
         encoded = self._transforms.encode(table, where=self._codec.where, first_row=first_row)
         return self._layout.fill(encoded).ravel().tolist(), encoded.dense.ravel().tolist()
+
+
+class _Singles:
+    """Features of one id each, side by side in the slots, the first of them at `position` in a row's values."""
+
+    def __init__(self, position: int) -> None:
+        self._values = slice(position, position)
+        self._tables: list[RowsByValue] = []
+        self._first_rows: list[int] = []
+
+    def append(self, table: RowsByValue, first_row: int) -> None:
+        self._values = slice(self._values.start, self._values.stop + 1)
+        self._tables.append(table)
+        self._first_rows.append(first_row)
+
+    def encode(self, values: tuple[Any, ...], ids: list[int]) -> None:
+        ids.extend(map(add, self._first_rows, map(getitem, self._tables, values[self._values])))
+
+
+class _Many:
+    """One feature of several ids, padded to `num_slots` with zeros."""
+
+    def __init__(self, position: int, rows_of: Callable[[Any], list[int]], first_row: int, num_slots: int) -> None:
+        self._position = position
+        self._rows_of = rows_of
+        self._add_first_row = first_row.__add__
+        self._padding = [(0,) * (num_slots - n) for n in range(num_slots + 1)]
+
+    def encode(self, values: tuple[Any, ...], ids: list[int]) -> None:
+        rows = self._rows_of(values[self._position])
+        ids.extend(map(self._add_first_row, rows))
+        ids.extend(self._padding[len(rows)])

@@ -27,6 +27,13 @@ class HttpError(Exception):
         self.status = status
         self.reason = reason
         self.headers = headers
+        self._response: Response | None = None
+
+    def response(self) -> "Response":
+        """The refusal as an answer; made once."""
+        if self._response is None:
+            self._response = Response(encode_json({"error": self.reason}), status=self.status, headers=self.headers)
+        return self._response
 
 
 class Response:

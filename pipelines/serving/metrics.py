@@ -1,6 +1,6 @@
 """What a server counts, as Prometheus text.
 
-Requests only append to lists; the lists are folded into histograms a few thousand values at a time, because a histogram update per
+Requests only append to lists; the lists are folded into histograms a thousand values at a time, because a histogram update per
 request and label (prometheus_client's way) costs more than decoding the request. prometheus_client writes the text. Several workers
 share a folder: each leaves its totals there once a second, and whichever worker is scraped adds them up.
 """
@@ -21,7 +21,7 @@ BATCH_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 SCORES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
 _FRESH_SECONDS = 5.0
-_FOLD_AT = 4096
+_FOLD_AT = 1024
 
 Labels = tuple[str, ...]
 

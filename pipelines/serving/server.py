@@ -17,6 +17,7 @@ from uvicorn.supervisors import Multiprocess
 
 from .access_log import AccessLog
 from .app import App, Limits
+from .direct import DirectProtocol
 from .loading import Reloader, load_model, settle_memory
 from .messages import Route
 from .metrics import Labels, Metrics
@@ -256,7 +257,7 @@ def serve(options: ServeOptions) -> None:
             port=options.port,
             workers=options.workers,
             loop="uvloop",
-            http="httptools",
+            http=DirectProtocol,
             ws="none",
             lifespan="on",
             interface="asgi3",

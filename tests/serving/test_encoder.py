@@ -155,7 +155,7 @@ def test_splitmix64_gives_the_published_sequence():
 def test_remembered_hashes_are_bounded(monkeypatch):
     monkeypatch.setattr("torchrec_models.pipelines.data.ids._REMEMBERED_HASHES", 10)
     table = Hash(null="oov", buckets=97, seed=3, kind="string")
-    row_of = table.row_finder()
+    row_of = table.known.__getitem__
     texts = [f"t{i}" for i in range(35)]
     expected = (hash_strings(pa.array(texts), 3) % np.uint64(97)).astype(int) + 1
     for _ in range(2):

@@ -1,0 +1,203 @@
+"""The short way from a socket to a handler: no ASGI messages, no task.
+
+uvicorn's own protocol makes a scope, an event, a cycle object and a task for each request, which together cost more than the model.
+A request that arrives whole in one read, for a route without parameters, is handed to its handler right here, and the handler's
+coroutine is stepped by hand. Everything else (bodies in pieces, pipelined requests, `Expect: 100-continue`, HTTP/1.0, other paths)
+takes uvicorn's way to the same `App`. Both ways give the same answers; tests/serving/test_direct.py holds them against each other.
+"""
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from .app import OVERLOAD, App
+from .messages import HttpError, Request, Response, Route
+
+_heads: dict[tuple[int, bytes, tuple[tuple[bytes, bytes], ...]], bytes] = {}
+_MOST_HEADS = 256
+
+
+class DirectProtocol(HttpToolsProtocol):
+    """A uvicorn HTTP protocol: `uvicorn.Config(App(...), http=DirectProtocol, interface="asgi3", proxy_headers=False)`.
+
+    Raises:
+        TypeError: if the application is not an `App`, or uvicorn put a layer around it.
+    """
+
+    app: App
+    _arriving: "_Exchange | None" = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if not isinstance(self.app, App):
+            raise TypeError(f"DirectProtocol serves an App, not {type(self.app).__name__}")
+        super().connection_made(transport)
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+
+    def on_headers_complete(self) -> None:
+        route = self._direct_route()
+        if route is None:
+            self._to_asgi(b"")
+        else:
+            self._arriving = _Exchange(self, route)
+
+    def on_body(self, body: bytes) -> None:
+        if self._arriving is None:
+            super().on_body(body)
+        else:
+            self._arriving.body += body
+
+    def on_message_complete(self) -> None:
+        exchange = self._arriving
+        if exchange is None:
+            super().on_message_complete()
+            return
+        self._arriving = None
+        self.cycle = exchange  # type: ignore[assignment]
+        exchange.begin()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._arriving is not None and self.parser is not None:  # the rest is still on its way
+            body, self._arriving = self._arriving.body, None
+            if not self.transport.is_closing():
+                self._to_asgi(body)
+
+    def _direct_route(self) -> Route | None:
+        app, parser, cycle = self.app, self.parser, self.cycle
+        route = app.direct_routes.get((parser.get_method(), self.url))
+        if (
+            route is None
+            or (cycle is not None and not cycle.response_complete)
+            or self.expect_100_continue
+            or self.flow.write_paused
+            or parser.should_upgrade()
+            or not parser.should_keep_alive()
+            or parser.get_http_version() != "1.1"
+        ):
+            return None
+        for name, value in self.headers:
+            if name == b"transfer-encoding" or (name == b"content-length" and int(value) > app.limits.body_bytes):
+                return None
+        return route
+
+    def _to_asgi(self, body: bytes) -> None:
+        """Begin the request at hand as uvicorn would have, with what is there of its body."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
+        super().on_headers_complete()
+        if body:
+            super().on_body(body)
+
+
+class _Nobody:
+    """Stands for the event that uvicorn sets when a connection is lost: nothing waits for it here."""
+
+    def set(self) -> None:
+        pass
+
+
+class _Exchange:
+    """One request and its answer; to uvicorn, the connection's cycle.
+
+    Attributes:
+        keep_alive: uvicorn unsets it when it shuts down.
+        response_complete, disconnected, message_event: as in uvicorn's RequestResponseCycle.
+    """
+
+    __slots__ = (
+        "_coroutine",
+        "_protocol",
+        "_request",
+        "_route",
+        "_start",
+        "body",
+        "disconnected",
+        "keep_alive",
+        "response_complete",
+    )
+    message_event = _Nobody()
+
+    def __init__(self, protocol: DirectProtocol, route: Route) -> None:
+        self._start = time.perf_counter()
+        self._protocol = protocol
+        self._route = route
+        self.body = b""
+        self.keep_alive = True
+        self.response_complete = False
+        self.disconnected = False
+
+    def begin(self) -> None:
+        protocol = self._protocol
+        app = protocol.app
+        route = self._route
+        request = self._request = Request(route.method, route.path, protocol.headers, self.body)
+        if app.is_overloaded(route):
+            seconds = app.seconds_to_refusal()
+            if seconds:
+                protocol.loop.call_later(seconds, self._reply, app, OVERLOAD.response())
+            else:
+                self._reply(app, OVERLOAD.response())
+            return
+        app.num_in_work += 1
+        try:
+            app.admit(route, request)
+        except HttpError as error:
+            self._finish(app, error.response())
+            return
+        self._coroutine: Coroutine[Any, Any, Response] = route.handler(request)  # type: ignore[assignment]
+        self._step()
+
+    def _step(self, _: object = None) -> None:
+        """Run the handler until it waits for something, as asyncio.Task does, but at once and not in the loop's next turn."""
+        app = self._protocol.app
+        try:
+            awaited = self._coroutine.send(None)
+        except StopIteration as stop:
+            self._finish(app, stop.value)
+        except Exception as error:
+            self._finish(app, app.response_to(error, self._request))
+        else:
+            if awaited is None:  # asyncio.sleep(0)
+                self._protocol.loop.call_soon(self._step)
+            else:
+                awaited._asyncio_future_blocking = False
+                awaited.add_done_callback(self._step)
+
+    def _finish(self, app: App, response: Response) -> None:
+        app.num_in_work -= 1
+        self._reply(app, response)
+
+    def _reply(self, app: App, response: Response) -> None:
+        self.response_complete = True
+        protocol = self._protocol
+        if not self.disconnected:
+            if app.draining:
+                self.keep_alive = False
+            body = response.body
+            close = b"" if self.keep_alive else b"connection: close\r\n"
+            protocol.transport.write(b"%bcontent-length: %d\r\n%b\r\n%b" % (_head(response), len(body), close, body))
+            if not self.keep_alive:
+                protocol.transport.close()
+            protocol.on_response_complete()
+        app.answered(self._route, self._request, protocol.client, response.status, time.perf_counter() - self._start)
+
+
+def _head(response: Response) -> bytes:
+    """Status line and headers, but for the body's length."""
+    key = (response.status, response.content_type, response.headers)
+    head = _heads.get(key)
+    if head is None:
+        lines = [(b"content-type", response.content_type), *response.headers]
+        head = STATUS_LINE[response.status] + b"".join(b"%b: %b\r\n" % line for line in lines)
+        if len(_heads) < _MOST_HEADS:
+            _heads[key] = head
+    return head
