@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoint
+from .data.covisitation_state import CovisitationState, load_states, with_states
 from .data.rows import BatchBuilder, Rows
 from .data.sources import Source, open_source
 from .data.transforms import Transforms
@@ -62,7 +63,9 @@ def predict(
         built = build_task(config, schema, procs)
         checkpoint.load_weights(folder, built.state_dict(), averaged=config.train.ema > 0)
         row_id = [config.data.row_id] if config.data.row_id else []
-        columns = list(dict.fromkeys([*transforms.columns.values(), *row_id]))
+        computed = load_states(folder / "transforms")
+        given = [column for column in transforms.columns.values() if column not in computed]
+        columns = list(dict.fromkeys([*given, *(column for state in computed.values() for column in state.columns), *row_id]))
         source = open_source(config, list(inputs), columns=columns)
         check_not_input(out, [file.path for file in source.files])
         per_process = -(-batch_rows // procs.world_size)
@@ -71,7 +74,7 @@ def predict(
         sink = PredictionFile(out, [t.name for t in schema.tasks], config.data.row_id, enabled=procs.is_first)
         with evaluation_mode(built), sink as writer, bar:
             binary = torch.tensor([t.kind == "binary" for t in schema.tasks], device=procs.device)
-            scorer = _Scorer(built, transforms, BatchBuilder(schema), binary, procs)
+            scorer = _Scorer(built, transforms, computed, BatchBuilder(schema), binary, procs)
             for chunk in _chunks(source, per_process * procs.world_size):
                 scores = _score(chunk, scorer, per_process)
                 if procs.is_first:
@@ -128,10 +131,11 @@ def _score(chunk: _Chunk, scorer: "_Scorer", per_process: int) -> np.ndarray:
     share = min(per_process, -(-chunk.num_rows // procs.world_size))
     first = min(procs.rank * share, chunk.num_rows)
     mine = chunk.slice(first, min(first + share, chunk.num_rows)) or chunk.slice(0, 1)
-    parts = [
-        Rows.from_encoded(scorer.transforms.schema, scorer.transforms.encode(batch, where=where, first_row=first_row))
-        for batch, where, first_row in mine
-    ]
+    parts = []
+    for raw, where, first_row in mine:
+        batch = with_states(scorer.computed, raw, where=where, first_row=first_row)
+        encoded = scorer.transforms.encode(batch, where=where, first_row=first_row)
+        parts.append(Rows.from_encoded(scorer.transforms.schema, encoded))
     rows = Rows.cat(parts)
     index = torch.arange(share).clamp(max=rows.num_rows - 1)
     logits_BT = scorer.built.plain.model(scorer.build(rows.take(index), index).to(procs.device)).float()
@@ -143,6 +147,7 @@ def _score(chunk: _Chunk, scorer: "_Scorer", per_process: int) -> np.ndarray:
 class _Scorer:
     built: Built
     transforms: Transforms
+    computed: dict[str, CovisitationState]
     build: BatchBuilder
     binary: torch.Tensor
     procs: Processes

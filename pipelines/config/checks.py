@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from .data import CovisitationConfig, FloatConfig, raw_columns
 from .errors import check_structure, nearest, nearest_name, short
 from .parallel import alignment_problems, parallel_problems
 from .query import query_problems
-from .splits import split_problems
+from .splits import split_columns, split_problems
 
 if TYPE_CHECKING:
     from torchrec_models.model import Net, TwoTower
@@ -145,13 +146,13 @@ def _split_problems(config: "RunConfig", at: At) -> Iterator[str]:
 def _table_problems(config: "RunConfig", at: At) -> Iterator[str]:
     used = {config.table_of(name) for name in config.features} - {""}
     for name, feature in config.features.items():
-        if feature.kind == "numeric":
+        if isinstance(feature, FloatConfig):
             continue
         here, table = at("features", name), config.table_of(name)
         if table not in config.tables and table != name:
             owner = config.features.get(table)
             if owner is None:
-                known = [*config.tables, *(n for n, f in config.features.items() if f.kind != "numeric")]
+                known = [*config.tables, *(n for n, f in config.features.items() if not isinstance(f, FloatConfig))]
                 yield f"{here}.table: given {table!r}; no such table or feature{_choices(table, known)}"
             elif config.table_of(table) != table:
                 yield f"{here}.table: the feature {table!r} has no table of its own{_reads(config.table_of(table))}"
@@ -190,9 +191,24 @@ def _sharding_problems(config: "RunConfig", at: At) -> Iterator[str]:
 def _leak_problems(config: "RunConfig", at: At) -> Iterator[str]:
     labels = {label.column or name: name for name, label in config.labels.items()}
     for name, feature in config.features.items():
-        column = feature.column or name
-        if column in labels:
-            yield f"{at('features', name)}: reads {column!r}, the column of the label {labels[column]!r}: the answer itself"
+        # the events of a covisitation may be a label's: only those of earlier rows are looked at
+        events = feature.events if isinstance(feature, CovisitationConfig) else ""
+        for column in raw_columns(name, feature):
+            if column in labels and column != events:
+                yield f"{at('features', name)}: reads {column!r}, the column of the label {labels[column]!r}: the answer itself"
+
+
+def _covisitation_problems(config: "RunConfig", at: At) -> Iterator[str]:
+    """What is computed must not have the name of a column that is read."""
+    computed = [name for name, feature in config.features.items() if isinstance(feature, CovisitationConfig)]
+    readers = {column: at("features", n) for n, f in config.features.items() for column in raw_columns(n, f)}
+    readers |= {label.column or name: at("labels", name) for name, label in config.labels.items()}
+    data = config.data
+    of_data = [data.group, data.timestamp, data.row_id, data.weight, *data.slices, *split_columns(data.split)]
+    readers |= dict.fromkeys(of_data, "data")
+    for name in computed:
+        if name in readers:
+            yield f"{at('features', name)}: {readers[name]} reads a column of this name; give what is computed another one"
 
 
 def _label_problems(config: "RunConfig", at: At) -> Iterator[str]:
@@ -351,6 +367,7 @@ _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("features",), alignment_problems),
     (("features", "tables", "sharding"), _sharding_problems),
     (("features", "labels"), _leak_problems),
+    (("features", "labels", "data"), _covisitation_problems),
     (("labels",), _label_problems),
     (("labels", "data"), _output_problems),
     (("train",), _train_problems),

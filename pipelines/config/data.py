@@ -201,7 +201,43 @@ class NumericConfig(Section):
     side: Side = ""
 
 
-FeatureConfig = Annotated[CategoricalConfig | SequenceConfig | NumericConfig, Field(discriminator="kind")]
+class CovisitationConfig(Section):
+    """How often the row's item was seen together with the items that its user saw last, counted on rows of strictly earlier times.
+
+    Times are those of the column: numbers in their own unit, dates and times in seconds.
+    """
+
+    kind: Literal["covisitation"]
+    user: str = Field(description="column of users, or of sessions")
+    item: str
+    time: str
+    events: str = Field("", description="column of numbers; only rows above 0 (such as clicks) count as seen; default: all rows")
+    window: int = Field(10, ge=1, le=1000, description="different items of a user that are remembered, the latest ones")
+    max_age: float | None = Field(None, gt=0, description="seen longer ago than this counts no more; default: no limit")
+    half_life: float | None = Field(None, gt=0, description="after which a count is worth half")
+    normalise: Literal["cosine", "lift", "log", "none"] = "cosine"
+    combine: Literal["sum", "max", "mean"] = Field("sum", description="over the remembered items")
+    steps: list[Step] = Field([])
+    side: Side = ""
+
+    @property
+    def column(self) -> str:
+        """None of the data: what is computed has the feature's name."""
+        return ""
+
+    @property
+    def columns(self) -> list[str]:
+        """Raw columns that it is computed from."""
+        return [c for c in (self.user, self.item, self.time, self.events) if c]
+
+
+FloatConfig = NumericConfig | CovisitationConfig
+FeatureConfig = Annotated[CategoricalConfig | SequenceConfig | NumericConfig | CovisitationConfig, Field(discriminator="kind")]
+
+
+def raw_columns(name: str, feature: FeatureConfig) -> list[str]:
+    """The columns of the data that a feature is made of."""
+    return feature.columns if isinstance(feature, CovisitationConfig) else [feature.column or name]
 
 
 class LabelConfig(Section):

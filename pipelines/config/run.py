@@ -19,6 +19,7 @@ from .checks import check_model, cross_problems, net_problems
 from .data import (
     DataConfig,
     FeatureConfig,
+    FloatConfig,
     LabelConfig,
     Section,
     TableConfig,
@@ -175,13 +176,13 @@ class RunConfig(Section):
     def table_of(self, feature: str) -> str:
         """The table that a feature reads; "" for numeric."""
         config = self.features[feature]
-        return "" if config.kind == "numeric" else (config.table or feature)
+        return "" if isinstance(config, FloatConfig) else (config.table or feature)
 
     def table_configs(self) -> dict[str, TableConfig]:
         """Every table by name: those of `tables`, then those that features imply."""
         tables = dict(self.tables)
         for name, feature in self.features.items():
-            if feature.kind == "numeric" or self.table_of(name) in self.tables:
+            if isinstance(feature, FloatConfig) or self.table_of(name) in self.tables:
                 continue
             given = {k: v for k in ("dim", "ids", "init_std") if (v := getattr(feature, k)) is not None}
             if given or self.table_of(name) not in tables:
@@ -198,9 +199,9 @@ class RunConfig(Section):
             features=tuple(
                 Feature(
                     name=name,
-                    kind=feature.kind,
+                    kind="numeric" if isinstance(feature, FloatConfig) else feature.kind,
                     table=self.table_of(name),
-                    max_len=1 if feature.kind == "numeric" else feature.max_len,
+                    max_len=1 if isinstance(feature, FloatConfig) else feature.max_len,
                     pooling=feature.pooling if feature.kind == "categorical" else "sum",
                     side=feature.side,
                 )

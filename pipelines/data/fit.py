@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..config import RunConfig
-from ..config.data import BucketIds, HashIds, IdentityIds, IdsConfig, NumericConfig, SequenceConfig, VocabularyIds
+from ..config.data import BucketIds, CovisitationConfig, FloatConfig, HashIds, IdentityIds, IdsConfig, SequenceConfig, VocabularyIds
 from ..config.errors import nearest
 from .fit_ids import VocabularyFit
 from .fit_numeric import NumericFit
@@ -40,13 +40,14 @@ class Fitter:
         self._config = config
         self._columns = {name: feature.column or name for name, feature in config.features.items()}
         self._types = {f.name: f.type for f in arrow_schema}
+        self._types |= {name: pa.float32() for name, f in config.features.items() if isinstance(f, CovisitationConfig)}
         problems = [f"features.{name}: {p}" for name in config.features if (p := self._problem(name))]
         self._tables = config.table_configs()
         problems += [f"tables.{name}: more than 2^31 - 1 rows" for name, t in self._tables.items() if _too_large(t.ids)]
         if problems:
             raise ValueError("the data does not fit the config:\n" + "\n".join(f"  {p}" for p in problems))
-        self._ids = {n: self._ids_transform(n) for n, f in config.features.items() if not isinstance(f, NumericConfig)}
-        numeric = {n: f.steps for n, f in config.features.items() if isinstance(f, NumericConfig)}
+        self._ids = {n: self._ids_transform(n) for n, f in config.features.items() if not isinstance(f, FloatConfig)}
+        numeric = {n: f.steps for n, f in config.features.items() if isinstance(f, FloatConfig)}
         sampled = [n for n, t in self._tables.items() if isinstance(t.ids, BucketIds) and t.ids.num_buckets]
         num_samples = len(sampled) + sum(NumericFit.num_samples(steps) for steps in numeric.values())
         budget_bytes = config.data.memory_budget_mib * 2**20 // 2
@@ -67,12 +68,12 @@ class Fitter:
         if column not in self._types:
             return f"no column {column!r}{nearest(column, self._types)}"
         type = self._types[column]
-        many = isinstance(feature, SequenceConfig) or (not isinstance(feature, NumericConfig) and feature.max_len > 1)
+        many = isinstance(feature, SequenceConfig) or (not isinstance(feature, FloatConfig) and feature.max_len > 1)
         try:
             kind = kind_of(type.value_type if is_list(type) else type)
         except ValueError as error:
             return f"column {column!r}: {error}"
-        if isinstance(feature, NumericConfig):
+        if isinstance(feature, FloatConfig):
             if is_list(type) or (kind == "string" and not is_text(type)):
                 return f"column {column!r} has type {type}, where one number per row is needed"
             return ""
@@ -86,7 +87,7 @@ class Fitter:
 
     def _ids_transform(self, name: str) -> IdsTransform:
         feature = self._config.features[name]
-        assert not isinstance(feature, NumericConfig)
+        assert not isinstance(feature, FloatConfig)
         return IdsTransform(
             column=self._columns[name],
             table=self._config.table_of(name),

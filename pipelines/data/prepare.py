@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 from torchrec_models.pipelines.config import DataConfig, FoldSplit, QueryConfig, RunConfig, TimeFoldSplit
 
+from .covisitation import with_covisitation
+from .covisitation_state import save_states
 from .fingerprint import differences, files_of, fingerprint_of, settings_of, versions
 from .fit import Fitter
 from .folds import check_rows, fold_of_cache
@@ -211,7 +213,7 @@ def _publish(complete: Path, folder: Path) -> None:
 
 def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, progress: bool) -> None:
     """Makes `partial/cache` complete, from whatever an earlier run left there."""
-    sources = _sources(config)
+    sources, covisitations = with_covisitation(config, _sources(config), partial / "covisitation")
     splitter = _splitter(config, progress=progress)
     fingerprint = fingerprint_of(inputs)
     journal = Journal(partial / "journal.jsonl", {"fingerprint": fingerprint, "versions": versions()})
@@ -222,6 +224,7 @@ def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, progress
         fitted = _fit(config, sources["train"], splitter, progress=progress)
         folder.mkdir(parents=True)
         fitted.save(folder)
+        save_states(covisitations, folder)
         entries = {}
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             fsync(path)

@@ -1,13 +1,14 @@
 """Rows from files (Parquet, delimited text, what a query gave), streamed as Arrow record batches that know their file and row."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 
 from ..config import QueryConfig, RunConfig
-from ..config.data import BucketIds, NumericConfig
+from ..config.data import BucketIds, CovisitationConfig, FloatConfig, raw_columns
 from ..config.splits import split_columns
 from .files import FileInfo, find_files, no_rows
 from .parquet_files import ParquetFiles
@@ -38,12 +39,14 @@ class Source:
         arrow_schema: the wanted columns.
         files: in reading order.
         num_rows: of all files; None where only reading tells (text).
+        computed: further columns of all rows, [num_rows] each, that `batches` appends.
     """
 
     arrow_schema: pa.Schema
     files: list[FileInfo]
     num_rows: int | None
     _reader: ParquetFiles | TextFiles
+    computed: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -106,6 +109,8 @@ class Source:
         for index in range(start_file, len(self.files)):
             first_row = 0
             for batch in self._reader.batches(index):
+                for name, values in self.computed.items():
+                    batch = batch.append_column(name, pa.array(values[global_row : global_row + batch.num_rows]))
                 yield SourceBatch(batch, self.files[index].path, first_row, global_row)
                 first_row += batch.num_rows
                 global_row += batch.num_rows
@@ -116,7 +121,7 @@ class Source:
 def wanted_columns(config: RunConfig) -> list[str]:
     """Every raw column that preparing a run reads."""
     data = config.data
-    columns = [f.column or name for name, f in config.features.items()]
+    columns = [column for name, f in config.features.items() for column in raw_columns(name, f)]
     columns += [label.column or name for name, label in config.labels.items()]
     columns += [c for c in (data.weight, data.group, data.timestamp, data.row_id, *data.slices) if c]
     columns += split_columns(data.split)
@@ -153,12 +158,17 @@ def _uses(config: RunConfig) -> tuple[set[str], set[str], set[str]]:
     data, tables = config.data, config.table_configs()
     as_numbers = {label.column or name for name, label in config.labels.items()} | ({data.weight} - {""})
     as_ids: set[str] = set()
+    as_they_are = {data.group, data.timestamp, data.row_id, *data.slices, *split_columns(data.split)} - {""}
     for name, feature in config.features.items():
-        number = isinstance(feature, NumericConfig) or (
+        if isinstance(feature, CovisitationConfig):
+            as_ids |= {feature.user, feature.item}
+            as_numbers |= {feature.events} - {""}
+            as_they_are.add(feature.time)
+            continue
+        number = isinstance(feature, FloatConfig) or (
             isinstance(tables[config.table_of(name)].ids, BucketIds) and not feature.separator
         )
         (as_numbers if number else as_ids).add(feature.column or name)
-    as_they_are = {data.group, data.timestamp, data.row_id, *data.slices, *split_columns(data.split)} - {""}
     return as_numbers, as_ids, as_they_are
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from .. import checkpoint
 from ..calibration import Calibration
-from ..config import RunConfig, write_yaml
+from ..config import CovisitationConfig, RunConfig, write_yaml
 from ..data.sources import open_source
 from ..data.transforms import Transforms
 from .candidates import candidate_rows
@@ -30,6 +30,11 @@ def export_run(
         CheckpointError: no usable checkpoint.
     """
     loaded = checkpoint.load_model(path, which=which)
+    if computed := [n for n, feature in loaded.config.features.items() if isinstance(feature, CovisitationConfig)]:
+        raise ValueError(
+            f"a bundle cannot compute features of kind covisitation ({', '.join(computed)}): it has no memory of what users saw. "
+            "`trm predict RUN` can; to serve, compute them where requests are made and train with kind: numeric on that column"
+        )
     run = loaded.checkpoint.resolve().parent.parent
     calibration = Calibration.load(run) if calibrated else None
     if calibration and calibration.checkpoint != loaded.checkpoint.name:
