@@ -5,7 +5,8 @@
     python -m benchmarks.serving FOLDER peers --peers VENV                beside others (benchmarks/peers/setup_serving.sh VENV)
 
 FOLDER gets the models, made on the first call (some two minutes). The machine must be quiet: `other_cpus` in each row says how many
-processors were busy with anything else. docs/serving.md says what each mode asks.
+processors were busy with anything else, `loop_ms` how fast the server's core was just before (a fixed loop; compare rows of equal
+pace). docs/serving.md says what each mode asks.
 """
 
 import argparse
@@ -22,8 +23,9 @@ from . import wrk
 from .bodies import bid_bodies, describe, predict_bodies
 from .driver import Driver
 from .models import bid_config, copy_of, make
+from .open_loop import open_loop
 from .peers import PEERS, peer
-from .processes import Meter, Server, ours
+from .processes import Meter, Server, loop_milliseconds, ours
 
 PACKAGES = ("uvicorn", "uvloop", "httptools", "msgspec", "onnxruntime", "numpy")
 CONNECTIONS = (1, 4, 16, 64)
@@ -35,6 +37,7 @@ OPEN_RATES = {
 }
 OVERLOAD_CONNECTIONS = 512
 QUIET_CPUS = 0.2
+SHOWN_OF_ROUNDS = ("requests_per_second", "p50_ms", "p99_ms", "other_cpus", "loop_ms")
 PORT = 8700
 Row = dict[str, Any]
 
@@ -73,12 +76,13 @@ class Bench:
         """Rounds of one measurement; the row is the round of median p99, with all rounds' rates and latencies beside it."""
         found = []
         for _ in range(self.rounds):
+            loop_ms = loop_milliseconds(self.server_core)
             meter = Meter(server)
             row = run()
             num_answers = row["answered"] + (sum(row["refused"].values()) if isinstance(row["refused"], dict) else row["refused"])
-            found.append({**row, **meter.read(num_answers)})
+            found.append({**row, **meter.read(num_answers), "loop_ms": loop_ms})
         best = sorted(found, key=lambda r: (r["p99_ms"] is None, r["p99_ms"]))[len(found) // 2]
-        rounds = {f"{key}_of_rounds": [r[key] for r in found] for key in ("requests_per_second", "p50_ms", "p99_ms", "other_cpus")}
+        rounds = {f"{key}_of_rounds": [r[key] for r in found] for key in SHOWN_OF_ROUNDS}
         row = {"model": label, **facts, **best, **rounds}
         self.rows.append(row)
         _print(row)
@@ -118,7 +122,7 @@ def open_(bench: Bench) -> None:
 
 
 def _open(bench: Bench, server: Server, path: str, rate: float, connections: int = OPEN_CONNECTIONS) -> Row:
-    return Driver(server.port, path, bench.bodies(path), connections=connections).open_loop(rate, bench.seconds)
+    return open_loop(server.port, path, bench.bodies(path), connections=connections, rate=rate, seconds=bench.seconds)
 
 
 def overload(bench: Bench) -> None:
@@ -157,11 +161,19 @@ def soak(bench: Bench) -> None:
                 _point(link, versions[seconds // 5 % 2])
                 rss_mib.append(round(server.rss_bytes() / 2**20, 1))
 
-        driver = Driver(server.port, "/predict", bench.bodies("/predict"), connections=OPEN_CONNECTIONS, each_second=each_second)
+        bodies = bench.bodies("/predict")
         row = bench.measure(
             "deepfm /predict, soak at 70 % with reloads",
             server,
-            lambda: driver.open_loop(rate, bench.seconds),
+            lambda: open_loop(
+                server.port,
+                "/predict",
+                bodies,
+                connections=OPEN_CONNECTIONS,
+                rate=rate,
+                seconds=bench.seconds,
+                each_second=each_second,
+            ),
             seconds=bench.seconds,
         )
         row["reloads"] = int(server.metric("trm_reloads_total"))
@@ -206,7 +218,7 @@ def _print(row: Row) -> None:
     print(
         f"{row['model']:<52} {row['requests_per_second']:>7,}/s  p50 {row['p50_ms']} p90 {row['p90_ms']} p99 {row['p99_ms']} "
         f"p99.9 {row['p99.9_ms']} ms  refused {row['refused']} failed {row['failed']}  "
-        f"{row['server_cpu_us_per_request']} us CPU/request  {row['rss_mib']} MiB{noise}",
+        f"{row['server_cpu_us_per_request']} us CPU/request  {row['rss_mib']} MiB  loop {row['loop_ms']} ms{noise}",
         flush=True,
     )
 

@@ -1,34 +1,71 @@
 """Rows that arrive within one turn of the event loop are scored by one call of the graph.
 
-The first row that arrives schedules a flush for the loop's next turn, after every request of this turn has been read. There is no
-timer: a lone request does not wait, and under load the batch grows by itself.
+The first row that arrives schedules a flush for the loop's next turn, after every request of this turn has been read; a full batch
+goes at once, while it is in the cache. There is no timer: a lone request does not wait, and under load the batch grows by itself.
 Shapes in names: N rows, S slots, D dense features, T tasks.
 """
 
 import asyncio
+import logging
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import numpy as np
+
+from . import stepping
 
 Answers = list[list[float]]
 RunGraph = Callable[[np.ndarray, np.ndarray], np.ndarray]
 OnBatch = Callable[[np.ndarray, np.ndarray], None]
+log = logging.getLogger(__name__)
 
 
-class _Waiting:
-    """Encoded rows of one request, not all of them scored yet."""
+class Waiting:
+    """Encoded rows of one request, not all scored yet. `await` it for N lists of T numbers; it fails only if the graph does."""
 
-    __slots__ = ("answers", "dense", "done", "future", "ids", "num_rows")
+    __slots__ = ("answers", "dense", "error", "future", "ids", "is_done", "num_rows", "num_scored", "stepper")
 
-    def __init__(self, ids: Sequence[int], dense: Sequence[float], num_rows: int, future: "asyncio.Future[Answers]") -> None:
+    def __init__(self, ids: Sequence[int], dense: Sequence[float], num_rows: int) -> None:
         self.ids = ids
         self.dense = dense
         self.num_rows = num_rows
-        self.future = future
-        self.done = 0
+        self.num_scored = 0
         self.answers: Answers = []
+        self.error: Exception | None = None
+        self.is_done = num_rows == 0
+        self.future: asyncio.Future[None] | None = None
+        self.stepper: stepping.Stepper | None = None
+
+    def __await__(self) -> Generator[Any, None, Answers]:
+        if not self.is_done:
+            self.stepper = stepping.current()
+            if self.stepper is not None:
+                yield stepping.RESUMED
+            else:
+                self.future = asyncio.get_running_loop().create_future()
+                yield from self.future
+        if self.error is not None:
+            raise self.error
+        return self.answers
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether whoever waited was cancelled."""
+        return self.future is not None and self.future.cancelled()
+
+    def finish(self, error: Exception | None = None) -> None:
+        """Let whoever waits go on: a stepped coroutine now, a task in the loop's next turn."""
+        self.is_done = True
+        self.error = error
+        if self.stepper is not None:
+            try:
+                self.stepper.step()
+            except Exception:
+                log.exception("an answer could not be given")
+        elif self.future is not None and not self.future.done():
+            self.future.set_result(None)
 
 
 class Batcher:
@@ -55,46 +92,42 @@ class Batcher:
         self._num_dense = num_dense
         self._max_rows = max_rows
         self._on_batch = on_batch
-        self._small: deque[_Waiting] = deque()  # fit into one call
-        self._large: deque[_Waiting] = deque()
+        self._small: list[Waiting] = []  # fit into one call together
+        self._num_small_rows = 0
+        self._large: deque[Waiting] = deque()
         self._scheduled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.queued_rows = 0
 
-    def submit(self, ids: Sequence[int], dense: Sequence[float], num_rows: int) -> "asyncio.Future[Answers]":
+    def submit(self, ids: Sequence[int], dense: Sequence[float], num_rows: int) -> Waiting:
         """Queue a request's rows.
 
         Args:
             ids: flat table rows of all rows, one row after another (N * S numbers).
             dense: numeric features likewise (N * D numbers).
-
-        Returns:
-            A future of N lists of T numbers. It fails only if the graph itself does.
         """
-        loop = self._loop
-        if loop is None:
-            loop = self._loop = asyncio.get_running_loop()  # a system call each time, so it is asked for once
-        future: asyncio.Future[Answers] = loop.create_future()
+        waiting = Waiting(ids, dense, num_rows)
         if not num_rows:
-            future.set_result([])
-            return future
-        waiting = _Waiting(ids, dense, num_rows, future)
-        (self._small if num_rows <= self._max_rows else self._large).append(waiting)
+            return waiting
         self.queued_rows += num_rows
+        if num_rows > self._max_rows:
+            self._large.append(waiting)
+        else:
+            if self._num_small_rows + num_rows > self._max_rows:
+                self._score_small()
+            self._small.append(waiting)
+            self._num_small_rows += num_rows
         if not self._scheduled:
             self._scheduled = True
-            loop.call_soon(self._flush)
-        return future
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()  # a system call each time, so it is asked for once
+            self._loop.call_soon(self._flush)
+        return waiting
 
     def _flush(self) -> None:
         """One call for small requests, then one for a piece of a large one; what is left waits for the next turn of the loop."""
-        chosen: list[_Waiting] = []
-        num_rows = 0
-        while self._small and num_rows + self._small[0].num_rows <= self._max_rows:
-            chosen.append(self._small.popleft())
-            num_rows += chosen[-1].num_rows
-        if chosen:
-            self._score_small(chosen, num_rows)
+        if self._small:
+            self._score_small()
         if self._large:
             self._score_piece(self._large[0])
         if self._small or self._large:
@@ -103,30 +136,32 @@ class Batcher:
         else:
             self._scheduled = False
 
-    def _score_small(self, chosen: list[_Waiting], num_rows: int) -> None:
+    def _score_small(self) -> None:
+        chosen, num_rows = self._small, self._num_small_rows
+        self._small, self._num_small_rows = [], 0
+        self.queued_rows -= num_rows
         ids = array("q", chosen[0].ids)
         dense = array("f", chosen[0].dense)
         for waiting in chosen[1:]:
             ids.extend(waiting.ids)
             dense.extend(waiting.dense)
-        self.queued_rows -= num_rows
         try:
             answers = self._call(ids, dense, num_rows)
         except Exception as error:
             for waiting in chosen:
-                _fail(waiting.future, error)
+                waiting.finish(error)
             return
         start = 0
         for waiting in chosen:
             stop = start + waiting.num_rows
-            if not waiting.future.done():  # the caller may have gone away
-                waiting.future.set_result(answers[start:stop])
+            waiting.answers = answers[start:stop]
+            waiting.finish()
             start = stop
 
-    def _score_piece(self, waiting: _Waiting) -> None:
-        start, stop = waiting.done, min(waiting.done + self._max_rows, waiting.num_rows)
+    def _score_piece(self, waiting: Waiting) -> None:
+        start, stop = waiting.num_scored, min(waiting.num_scored + self._max_rows, waiting.num_rows)
         self.queued_rows -= stop - start
-        if waiting.future.done():
+        if waiting.is_given_up:
             self.queued_rows -= waiting.num_rows - stop
             self._large.popleft()
             return
@@ -137,12 +172,12 @@ class Batcher:
         except Exception as error:
             self.queued_rows -= waiting.num_rows - stop
             self._large.popleft()
-            _fail(waiting.future, error)
+            waiting.finish(error)
             return
-        waiting.done = stop
+        waiting.num_scored = stop
         if stop == waiting.num_rows:
             self._large.popleft()
-            waiting.future.set_result(waiting.answers)
+            waiting.finish()
 
     def _call(self, ids: array, dense: array, num_rows: int) -> Answers:
         ids_NS = np.frombuffer(ids, np.int64).reshape(num_rows, self._num_slots)
@@ -151,8 +186,3 @@ class Batcher:
         if self._on_batch:
             self._on_batch(ids_NS, answers_NT)
         return answers_NT.tolist()
-
-
-def _fail(future: "asyncio.Future[Answers]", error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)

@@ -8,13 +8,12 @@ takes uvicorn's way to the same `App`. Both ways give the same answers; tests/se
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from .app import OVERLOAD, App
 from .messages import HttpError, Request, Response, Route
+from .stepping import Stepper
 
 _heads: dict[tuple[int, bytes, tuple[tuple[bytes, bytes], ...]], bytes] = {}
 _MOST_HEADS = 256
@@ -114,7 +113,6 @@ class _Exchange:
     """
 
     __slots__ = (
-        "_coroutine",
         "_protocol",
         "_request",
         "_route",
@@ -153,24 +151,11 @@ class _Exchange:
         except HttpError as error:
             self._finish(app, error.response())
             return
-        self._coroutine: Coroutine[Any, Any, Response] = route.handler(request)  # type: ignore[assignment]
-        self._step()
+        Stepper(route.handler(request), call_soon=protocol.loop.call_soon, on_done=self._ended).step()
 
-    def _step(self, _: object = None) -> None:
-        """Run the handler until it waits for something, as asyncio.Task does, but at once and not in the loop's next turn."""
+    def _ended(self, response: Response, error: Exception | None) -> None:
         app = self._protocol.app
-        try:
-            awaited = self._coroutine.send(None)
-        except StopIteration as stop:
-            self._finish(app, stop.value)
-        except Exception as error:
-            self._finish(app, app.response_to(error, self._request))
-        else:
-            if awaited is None:  # asyncio.sleep(0)
-                self._protocol.loop.call_soon(self._step)
-            else:
-                awaited._asyncio_future_blocking = False
-                awaited.add_done_callback(self._step)
+        self._finish(app, response if error is None else app.response_to(error, self._request))
 
     def _finish(self, app: App, response: Response) -> None:
         app.num_in_work -= 1

@@ -1,6 +1,6 @@
 """What a handler gets and gives: one HTTP request, one response, and refusals with a status."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -98,7 +98,7 @@ def share_of(key: bytes) -> float:
     return crc32(key) / 2**32
 
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 @dataclass(frozen=True)
