@@ -3,8 +3,8 @@
     python -m benchmarks.data.ml1m_sequences ../shared/data/ml1m_loo FOLDER/ml1m_sequences
     python -m benchmarks.profiles FOLDER
 
-Prepares each config into FOLDER and runs `trm profile` on it; merges the rows into benchmarks/results/profiles.json. A quiet machine is
-what makes the figures mean something: the turns alternate, but a neighbour that takes a core for a while is in one of them.
+Prepares each config into FOLDER and runs `trm profile` on it; merges the rows into benchmarks/results/profiles.json. Run it on a
+quiet machine: the turns alternate, but a neighbour that takes a core for a while is in one of them.
 """
 
 import argparse

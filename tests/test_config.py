@@ -121,7 +121,7 @@ MALFORMED: dict[str, tuple[str, list[str]]] = {
     ),
     "an option of another kind of feature": (
         features(age={"kind": "numeric", "dim": 4}),
-        ["features.age.dim: unknown key (given 4). Allowed here: kind, column, steps, side"],
+        ["features.age.dim: unknown key (given 4). Allowed here: kind, column, store, steps, side"],
     ),
     "in a table": (
         "tables: {t: {dimm: 4, ids: {by: vocabulary, min_counts: 2}}}\n" + features(user={"kind": "categorical", "table": "t"}),

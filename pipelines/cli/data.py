@@ -90,6 +90,9 @@ def _prepare(args: argparse.Namespace) -> None:
     for name, split in cache.splits.items():
         labels = ", ".join(f"{k} {v:.4f}" for k, v in split.label_mean.items())
         print(f"{name:6} {split.num_rows:>12,} rows" + (f"   mean label: {labels}" if labels else ""))
+    for store in cache.stores:
+        unknown = ", ".join(f"{split} {count:,}" for split, count in store.unknown_rows.items() if count) or "none"
+        print(f"store {store.name}: {store.num_rows:,} ids; rows of the data whose {store.column} it lacks: {unknown}")
     print(f"{cache.folder}: {cache.num_bytes / 2**20:,.1f} MiB; next: trm train {args.config}")
 
 

@@ -10,6 +10,7 @@ from .errors import check_structure, nearest, nearest_name, short
 from .parallel import alignment_problems, parallel_problems
 from .query import query_problems
 from .splits import split_columns, split_problems
+from .stores import store_problems
 
 if TYPE_CHECKING:
     from torchrec_models.model import Net, TwoTower
@@ -368,6 +369,7 @@ _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("features", "tables", "sharding"), _sharding_problems),
     (("features", "labels"), _leak_problems),
     (("features", "labels", "data"), _covisitation_problems),
+    (("features", "tables", "data"), store_problems),
     (("labels",), _label_problems),
     (("labels", "data"), _output_problems),
     (("train",), _train_problems),

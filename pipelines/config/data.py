@@ -27,6 +27,20 @@ SomePaths = Annotated[list[str], Field(min_length=1), BeforeValidator(_one_or_ma
 Query = Annotated[QueryConfig, Tag("query")]
 
 
+class StoreConfig(Section):
+    """What is known of each user, notice or company, one row per id: read once, and joined to the rows of the data batch by batch.
+
+    Its columns are read by the features that name it: `NAME_price: {kind: numeric, store: NAME}` is column `price` of store NAME.
+    Rows whose id is missing or not in the store get row 0 of each table and the store's mean of each number (`unknown: oov`), or
+    are refused (`unknown: error`).
+    """
+
+    files: SomePaths
+    key: str = Field(description="column of the store that identifies its rows")
+    column: str = Field("", description="column of the data that holds such ids; default: that of `key`")
+    unknown: Literal["oov", "error"] = "oov"
+
+
 class DataConfig(Section):
     """Where the rows are: files, globs and folders, or the query of a database."""
 
@@ -49,6 +63,7 @@ class DataConfig(Section):
     row_id: str = Field("", description="the row's own id, written by predict; default: its position")
     weight: str = Field("", description="sample weight column")
     slices: list[str] = Field([], description="columns kept for evaluation by slice")
+    stores: dict[str, StoreConfig] = Field({}, description="feature stores: rows that the data names by id")
     memory_budget_mib: int = Field(512, ge=16, description="memory for decoded rows while preparing")
     rows_per_shard: int = Field(1_000_000, ge=1)
 
@@ -123,6 +138,7 @@ class CategoricalConfig(Section):
 
     kind: Literal["categorical"]
     column: str = ""
+    store: str = Field("", description="the store of data.stores whose column this is")
     table: str = ""
     dim: int | None = Field(None, ge=1)
     ids: IdsConfig | None = None
@@ -197,6 +213,7 @@ class NumericConfig(Section):
 
     kind: Literal["numeric"]
     column: str = ""
+    store: str = Field("", description="the store of data.stores whose column this is")
     steps: list[Step] = Field([])
     side: Side = ""
 
@@ -236,8 +253,16 @@ FeatureConfig = Annotated[CategoricalConfig | SequenceConfig | NumericConfig | C
 
 
 def raw_columns(name: str, feature: FeatureConfig) -> list[str]:
-    """The columns of the data that a feature is made of."""
-    return feature.columns if isinstance(feature, CovisitationConfig) else [feature.column or name]
+    """The columns that a feature is made of, as transforms call them: those of a store are `<store>.<column>`."""
+    if isinstance(feature, CovisitationConfig):
+        return feature.columns
+    store = store_of(feature)
+    return [f"{store}.{feature.column or name.removeprefix(f'{store}_')}" if store else feature.column or name]
+
+
+def store_of(feature: FeatureConfig) -> str:
+    """The store whose column a feature reads; "" for columns of the data itself."""
+    return feature.store if isinstance(feature, CategoricalConfig | NumericConfig) else ""
 
 
 class LabelConfig(Section):

@@ -1,12 +1,12 @@
 """What the rows of a cache depend on, and how to tell what has changed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
 from torchrec_models.pipelines.config import QueryConfig, RunConfig
 
-from .files import find_files
+from .files import FileInfo, find_files
 from .shards import FORMAT_VERSION, checksum_of_json
 from .snapshots import query_files
 
@@ -15,10 +15,16 @@ _NO_INFLUENCE = {"cache": True, "memory_budget_mib": True, "split": {"fold"}}  #
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """The settings that the cached rows and their schema depend on, as JSON data."""
+    data = config.data.model_dump(mode="json", exclude=_NO_INFLUENCE)
+    features = {name: feature.model_dump(mode="json") for name, feature in config.features.items()}
+    if not data["stores"]:  # as in the caches of earlier releases
+        del data["stores"]
+        for feature in features.values():
+            feature.pop("store", None)
     return {
         "format_version": FORMAT_VERSION,
-        "data": config.data.model_dump(mode="json", exclude=_NO_INFLUENCE),
-        "features": {name: feature.model_dump(mode="json") for name, feature in config.features.items()},
+        "data": data,
+        "features": features,
         "feature_order": list(config.features),
         "tables": {name: table.model_dump(mode="json") for name, table in config.table_configs().items()},
         "labels": {name: label.model_dump(mode="json") for name, label in config.labels.items()},
@@ -27,7 +33,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 
 def files_of(config: RunConfig) -> dict[str, Any]:
-    """Path, size and modification time of the source files of each split, as JSON data; of a database where it is one file.
+    """Path, size and modification time of the files of each split and store, as JSON data; of a database where it is one file.
 
     Raises:
         ValueError: if a path of the config leads to no file.
@@ -39,8 +45,17 @@ def files_of(config: RunConfig) -> dict[str, Any]:
             out[split] = query_files(paths)
         elif paths:
             files, _ = find_files(paths, config.data.format)
-            out[split] = {str(file.path): {"size_bytes": file.size_bytes, "mtime_ns": file.mtime_ns} for file in files}
+            out[split] = _entries(files)
+    for name, store in config.data.stores.items():
+        try:
+            out[f"stores.{name}"] = _entries(find_files(store.files, "auto")[0])
+        except ValueError as error:
+            raise ValueError(f"data.stores.{name}: {error}") from None
     return out
+
+
+def _entries(files: Iterable[FileInfo]) -> dict[str, Any]:
+    return {str(file.path): {"size_bytes": file.size_bytes, "mtime_ns": file.mtime_ns} for file in files}
 
 
 def fingerprint_of(inputs: Mapping[str, Any]) -> str:

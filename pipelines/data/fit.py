@@ -7,7 +7,18 @@ import numpy as np
 import pyarrow as pa
 
 from ..config import RunConfig
-from ..config.data import BucketIds, CovisitationConfig, FloatConfig, HashIds, IdentityIds, IdsConfig, SequenceConfig, VocabularyIds
+from ..config.data import (
+    BucketIds,
+    CovisitationConfig,
+    FloatConfig,
+    HashIds,
+    IdentityIds,
+    IdsConfig,
+    SequenceConfig,
+    VocabularyIds,
+    raw_columns,
+    store_of,
+)
 from ..config.errors import nearest
 from .fit_ids import VocabularyFit
 from .fit_numeric import NumericFit
@@ -38,7 +49,9 @@ class Fitter:
 
     def __init__(self, config: RunConfig, arrow_schema: pa.Schema) -> None:
         self._config = config
-        self._columns = {name: feature.column or name for name, feature in config.features.items()}
+        computed = {name for name, f in config.features.items() if isinstance(f, CovisitationConfig)}
+        self._columns = {n: n if n in computed else raw_columns(n, f)[0] for n, f in config.features.items()}
+        self._stores = {name: store_of(feature) for name, feature in config.features.items()}
         self._types = {f.name: f.type for f in arrow_schema}
         self._types |= {name: pa.float32() for name, f in config.features.items() if isinstance(f, CovisitationConfig)}
         problems = [f"features.{name}: {p}" for name in config.features if (p := self._problem(name))]
@@ -104,21 +117,21 @@ class Fitter:
         kinds = {kind_of(t.value_type if is_list(t) else t) for t in types}
         return "number" if kinds - {None} == {"number"} else "string"
 
-    def update(self, batch: pa.RecordBatch, *, where: str, first_row: int, rows: np.ndarray | None = None) -> None:
-        """Learn from training rows. Arguments as in `Transforms.encode`.
+    def update(self, batch: pa.RecordBatch, *, where: str, first_row: int, rows: np.ndarray | None = None, store: str = "") -> None:
+        """Learn from training rows, or from rows of a store. Other arguments as in `Transforms.encode`.
 
         Raises:
             ValueError: for values that cannot be learned from (file, column, 1-based data row).
         """
         for name, fit in self._numeric.items():
-            if fit.num_passes > self._pass:
+            if fit.num_passes > self._pass and self._stores[name] == store:
                 place = Place(where, self._columns[name], first_row, rows)
                 with _naming(name):
                     fit.update(to_float(one_array(batch.column(place.column)), place), place)
         if self._pass:
             return
         for name, ids in self._ids.items():
-            if ids.table in self._vocabularies or ids.table in self._samples:
+            if self._stores[name] == store and (ids.table in self._vocabularies or ids.table in self._samples):
                 place = Place(where, ids.column, first_row, rows)
                 with _naming(name):
                     self._update_ids(ids, one_array(batch.column(ids.column)), place)

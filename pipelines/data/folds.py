@@ -173,7 +173,8 @@ def fold_of_cache(cache: Cache, split: FoldSplit | TimeFoldSplit) -> Cache:
     names = piece_names(split)
 
     def joined(name: str, pieces: list[int]) -> SplitData:
-        return SplitData(name, cache.schema, tuple(shard for p in pieces for shard in cache.splits[names[p]].shards))
+        shards = tuple(shard for p in pieces for shard in cache.splits[names[p]].shards)
+        return SplitData(name, cache.schema, shards, cache.stores)
 
     train, valid = pieces_of(split, split.fold)
     splits = {"train": joined("train", train), "valid": joined("valid", valid)}

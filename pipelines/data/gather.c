@@ -1,7 +1,8 @@
 /* Copies the rows of a batch to where a KeyedJaggedTensor wants them. One call does a whole batch (see gather.py).
 
    A job is 8 integers: kind, out, in, offsets, index, num_rows, width, column. Addresses are those of contiguous arrays.
-     ROWS     in: [N] rows of `width` bytes; out: [num_rows] rows.
+     ROWS     in: [N] rows, `offsets` bytes from one to the next, of which `width` bytes are copied; out: [num_rows], `column` bytes
+              from one to the next.
      COLUMN   in: [N, width] int32; out: [num_rows], the values of `column`.
      LISTS    in: int32 values; offsets: [N + 1] int64; out: the values of each list, one list after the other.
      LENGTHS  offsets: [N + 1] int64; out: [num_rows], the lists' lengths.
@@ -44,8 +45,8 @@ void gather(const int64_t *jobs, int64_t num_jobs) {
     case ROWS:
       for (int64_t i = 0; i < num_rows; i++) {
         if (i + AHEAD < num_rows)
-          fetch(in + index[i + AHEAD] * width, width);
-        memcpy(out + i * width, in + index[i] * width, (size_t)width);
+          fetch(in + index[i + AHEAD] * job[3], width);
+        memcpy(out + i * column, in + index[i] * job[3], (size_t)width);
       }
       break;
     case COLUMN:

@@ -19,6 +19,7 @@ from torchrec_models.schema import Schema
 from .buffers import ALIGNMENT_BYTES, BufferPool
 from .native import Gather
 from .rows import BatchBuilder, Rows, key_plans
+from .stores import OWN, Join
 
 _BATCHES_IN_USE = 12  # read ahead, in a training pipeline, in the hands of the model
 # A job of gather.c: its kinds (+ 1 widens to int64) and its fields.
@@ -69,27 +70,30 @@ class BatchGather(Protocol):
 class StockGather:
     """With operators of torch and fbgemm. Page-locked memory costs a second copy here."""
 
-    def __init__(self, schema: Schema, *, id_dtype: torch.dtype, pin_memory: bool) -> None:
+    def __init__(self, schema: Schema, join: Join, *, id_dtype: torch.dtype, pin_memory: bool) -> None:
         self._build = BatchBuilder(schema, id_dtype=id_dtype)
+        self._join = join
         self._pin_memory = pin_memory
 
     def __call__(self, segments: Sequence[Segment]) -> Batch:
         indices = [s.window.index[s.start : s.stop] for s in segments]
         rows = Rows.cat([s.window.rows.take(index) for s, index in zip(segments, indices)])
         row_id = torch.cat([s.window.row_id[index] for s, index in zip(segments, indices)])
-        batch = self._build(rows, row_id)
+        batch = self._build(self._join(rows), row_id)
         return batch.pin_memory() if self._pin_memory else batch
 
 
 class NativeGather:
-    """With gather.c: every value is copied once, from the window to where the batch wants it, in one block of memory per batch.
+    """With gather.c: every value is copied once, from its window or store to where the batch wants it, in one block per batch.
 
-    The block holds dense, labels, weights, row_id, the lengths of both KeyedJaggedTensors, and their values.
+    The block holds dense, labels, weights, row_id, the lengths of both KeyedJaggedTensors, their values, and row numbers in stores.
+    These are gathered first, and are then the index of what comes out of a store.
     """
 
-    def __init__(self, schema: Schema, gather: Gather, *, id_dtype: torch.dtype, pin_memory: bool) -> None:
+    def __init__(self, schema: Schema, join: Join, gather: Gather, *, id_dtype: torch.dtype, pin_memory: bool) -> None:
         num_tasks = len(schema.tasks)
         self._gather = gather
+        self._join = join
         self._plans = key_plans(schema)
         self._keys = [key for _, plan in self._plans for key in plan]  # (is single, column or list) of all keys
         self._columns = (len(schema.dense), num_tasks, max(num_tasks, 1))
@@ -97,8 +101,15 @@ class NativeGather:
         self._pool = BufferPool(max_kept=_BATCHES_IN_USE, pin_memory=pin_memory)
         # bytes per row of each job's output; the values of a list have no such number
         of_keys = [self._item if is_single else 0 for is_single, _ in self._keys]
-        self._row_bytes = np.array([*(4 * c for c in self._columns), 8, *of_keys, *(self._item for _ in self._keys)], np.int64)
-        self._list_jobs = [(4 + key, at) for key, (is_single, at) in enumerate(self._keys) if not is_single]
+        dense_bytes, *others_bytes = (4 * columns for columns in self._columns)
+        of_stores = [8] * len(join.references) + [dense_bytes] * len(join.dense)
+        self._row_bytes = np.array([*of_stores, *others_bytes, 8, *of_keys, *(self._item for _ in self._keys)], np.int64)
+        # the place of each job's input: its index is of rows there
+        places = [OWN] * len(join.references) + [run.place for run in join.dense] + [OWN] * 3
+        places += [join.singles[at][0] if is_single else OWN for is_single, at in self._keys] + [OWN] * len(self._keys)
+        self._places = np.array(places, np.int64)
+        first = len(join.references) + len(join.dense) + 3
+        self._list_jobs = [(first + key, at) for key, (is_single, at) in enumerate(self._keys) if not is_single]
 
     def __call__(self, segments: Sequence[Segment]) -> Batch:
         num_rows = sum(s.stop - s.start for s in segments)
@@ -110,19 +121,23 @@ class NativeGather:
         sizes = [[num_rows if is_single else totals[at] for is_single, at in plan] for _, plan in self._plans]
         parts = [*fixed, *(_aligned(n * self._item) for n in num_lengths), *(_aligned(sum(s) * self._item) for s in sizes)]
         *starts, end = accumulate(parts, initial=0)
-        memory = self._pool.take(end)
+        memory = self._pool.take(end + 8 * num_rows * len(self._join.references))
+        address = memory.data_ptr()
+        numbers = [end + 8 * num_rows * place for place in range(len(self._join.references))]
         values, lengths = [], []
         for kjt in range(2):
             values += [starts[6 + kjt] + self._item * before for before in accumulate(sizes[kjt][:-1], initial=0)][
                 : len(sizes[kjt])
             ]
             lengths += [starts[4 + kjt] + self._item * num_rows * key for key in range(len(sizes[kjt]))]
-        outs = np.array([*starts[:4], *values, *lengths], np.int64) + memory.data_ptr()
+        dense_runs = [starts[0] + 4 * run.to for run in self._join.dense]
+        outs = np.array([*numbers, *dense_runs, *starts[1:4], *values, *lengths], np.int64) + address
+        of_place = self._places * (8 * num_rows) + (address + end)
         row = 0
         for s in segments:
             jobs = self._jobs(s.window).copy()
             jobs[:, _OUT] = outs + row * self._row_bytes
-            jobs[:, _INDEX] += 8 * s.start
+            jobs[:, _INDEX] += np.where(self._places == OWN, 8 * s.start, of_place + 8 * row)
             jobs[:, _NUM_ROWS] = s.stop - s.start
             for job, at in self._list_jobs:
                 jobs[job, _OUT] += self._item * copied[at]
@@ -149,12 +164,23 @@ class NativeGather:
         """[J, 8] int64: all that does not change from batch to batch."""
         if window.jobs is None:
             rows, index, wide = window.rows, window.index.data_ptr(), int(self._id_dtype == torch.int64)
-            jobs = []
-            for source, num_bytes in zip((rows.dense, rows.labels, rows.weights, window.row_id), self._row_bytes):
-                jobs.append((_ROWS, 0, source.data_ptr(), 0, index, 0, num_bytes, 0))
+            dense = [rows.dense, *(store.dense for store in self._join.stores)]  # of place -1, 0, 1, ...
+            ids = [rows.ids, *(store.ids for store in self._join.stores)]
+            indices = [index, *(0 for _ in self._join.stores)]  # those of stores are of each batch
+            columns, jobs = rows.ids.shape[1], []
+            for column in self._join.references:
+                jobs.append((_COLUMN + 1, 0, rows.ids.data_ptr(), 0, index, 0, columns, column))
+            for run in self._join.dense:
+                part = dense[run.place + 1]
+                start, stride = part.data_ptr() + 4 * run.start, 4 * part.shape[1]
+                jobs.append((_ROWS, 0, start, stride, indices[run.place + 1], 0, 4 * run.num_columns, 4 * self._columns[0]))
+            for source, num_bytes in zip((rows.labels, rows.weights, window.row_id), self._row_bytes[len(jobs) :].tolist()):
+                jobs.append((_ROWS, 0, source.data_ptr(), num_bytes, index, 0, num_bytes, num_bytes))
             for is_single, at in self._keys:
                 if is_single:
-                    jobs.append((_COLUMN + wide, 0, rows.ids.data_ptr(), 0, index, 0, rows.ids.shape[1], at))
+                    place, column = self._join.singles[at]
+                    part = ids[place + 1]
+                    jobs.append((_COLUMN + wide, 0, part.data_ptr(), 0, indices[place + 1], 0, part.shape[1], column))
                 else:
                     values, offsets = rows.lists[at]
                     jobs.append((_LISTS + wide, 0, values.data_ptr(), offsets.data_ptr(), index, 0, 0, 0))

@@ -16,7 +16,7 @@ from .native import native_gather
 from .read_ahead import read_ahead
 from .rows import BatchBuilder, Rows
 from .sampling import RowSampling
-from .shards import Cache
+from .shards import Cache, SplitData
 from .window_reader import WindowReader, window_pool
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Loader:
     world_size-th one, from the r-th on; with shuffle off, the r-th equal slice.
 
     A split of at most `order.WHOLE_BYTES` is read once, verified and kept. A larger one is read in windows by a thread of its own,
-    each rank its part.
+    each rank its part. Feature stores are mapped into memory; what rows name of them is gathered with each batch.
 
     Args:
         cache: a finished cache.
@@ -119,7 +119,7 @@ class Loader:
         self._is_kept = self._split.num_bytes <= order.WHOLE_BYTES
         self._kept: Rows | None = None
         self._pool = window_pool(self._split)
-        self._gather = _gather(gather, cache.schema, id_dtype=id_dtype, pin_memory=pin_memory)
+        self._gather = _gather(gather, self._split, id_dtype=id_dtype, pin_memory=pin_memory)
         self.num_batches, rest = divmod(self.num_rows, batch_size)
         if last_batch == "keep" and (rest if pad else rest // world_size):
             self.num_batches += 1
@@ -238,10 +238,10 @@ class _Cursor:
         return segments
 
 
-def _gather(kind: GatherKind, schema: Schema, *, id_dtype: torch.dtype, pin_memory: bool) -> BatchGather:
+def _gather(kind: GatherKind, split: SplitData, *, id_dtype: torch.dtype, pin_memory: bool) -> BatchGather:
     native = None if kind == "stock" else native_gather()
     if native is None:
         if kind == "native":
             raise ValueError("gather='native' cannot be had here (the log says why); use 'auto' or 'stock'")
-        return StockGather(schema, id_dtype=id_dtype, pin_memory=pin_memory)
-    return NativeGather(schema, native, id_dtype=id_dtype, pin_memory=pin_memory)
+        return StockGather(split.schema, split.join, id_dtype=id_dtype, pin_memory=pin_memory)
+    return NativeGather(split.schema, split.join, native, id_dtype=id_dtype, pin_memory=pin_memory)

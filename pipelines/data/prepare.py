@@ -35,6 +35,8 @@ from .shards import MANIFEST, Cache, FileEntry, read_manifest
 from .snapshots import check_query_columns, drop_other_snapshots, first_rows, take_snapshot, telling_when_read
 from .sources import Source, SourceBatch, open_source, wanted_columns
 from .splits import SPLITS, Splitter, stored_names
+from .store_files import LogEncoder, StoreSource, open_stores, store_features, with_stores
+from .store_writer import count_unknown, write_stores
 from .targets import side_columns
 from .transforms import Transforms
 
@@ -103,16 +105,17 @@ def check_data(config: RunConfig) -> None:
         ValueError: the faults of every split, each with file and column.
     """
     problems = []
+    stores = open_stores(config)
     for split in SPLITS:
         if not (paths := getattr(config.data, split)):
             continue
         try:
             if isinstance(paths, QueryConfig):
                 check_query_columns(paths, schema := first_rows(config, paths).schema, wanted_columns(config))
-                Fitter(config, schema)
+                Fitter(config, with_stores(schema, stores))
                 continue
             source = open_source(config, paths)
-            Fitter(config, source.arrow_schema)
+            Fitter(config, with_stores(source.arrow_schema, stores))
             next(source.batches())
         except ValueError as error:
             problems.append(f"data.{split}: {error}")
@@ -128,7 +131,7 @@ def _snapshots(config: RunConfig, *, again: bool, progress: bool) -> dict[str, d
 
             def check(schema: pa.Schema, query: QueryConfig = query) -> None:
                 check_query_columns(query, schema, wanted_columns(config))
-                Fitter(config, schema)
+                Fitter(config, with_stores(schema, open_stores(config)))
 
             try:
                 out[split] = take_snapshot(config, query, check=check, again=again, progress=progress)
@@ -214,6 +217,7 @@ def _publish(complete: Path, folder: Path) -> None:
 def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, progress: bool) -> None:
     """Makes `partial/cache` complete, from whatever an earlier run left there."""
     sources, covisitations = with_covisitation(config, _sources(config), partial / "covisitation")
+    stores = open_stores(config)
     splitter = _splitter(config, progress=progress)
     fingerprint = fingerprint_of(inputs)
     journal = Journal(partial / "journal.jsonl", {"fingerprint": fingerprint, "versions": versions()})
@@ -221,7 +225,7 @@ def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, progress
     folder = work / "transforms"
     if not journal.fitted(folder):
         shutil.rmtree(work, ignore_errors=True)
-        fitted = _fit(config, sources["train"], splitter, progress=progress)
+        fitted = _fit(config, sources["train"], stores, splitter, progress=progress)
         folder.mkdir(parents=True)
         fitted.save(folder)
         save_states(covisitations, folder)
@@ -231,7 +235,9 @@ def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, progress
             entries[str(path.relative_to(folder))] = vars(FileEntry.of(path))
         journal.add({"fitted": entries})
     transforms = Transforms.load(folder)
-    writer = RowWriter(work, journal, config, transforms, sources["train"].arrow_schema)
+    written, keys = write_stores(work / "stores", config, transforms, stores)
+    encode = LogEncoder(transforms, keys, store_features(config))
+    writer = RowWriter(work, journal, config, encode, sources["train"].arrow_schema)
     _write(writer, config, sources, splitter, progress=progress)
     if isinstance(config.data.split, FoldSplit | TimeFoldSplit):
         check_rows(config.data.split, writer.num_rows)
@@ -239,13 +245,15 @@ def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, progress
     for split in asked:
         if not writer.num_rows[split] and not _is_piece(config.data, split):
             raise ValueError(_no_rows(config.data, split, writer.num_rows))
+    shards = {split: writer.shards[split] for split in asked}
     write_manifest(
         work,
         schema=transforms.schema,
-        shards={split: writer.shards[split] for split in asked},
+        shards=shards,
         fingerprint=fingerprint,
         inputs=inputs,
         versions=versions(),
+        stores=count_unknown(written, transforms, shards),
     )
 
 
@@ -301,8 +309,8 @@ def _bar(text: str, num_rows: int | None, *, progress: bool) -> tqdm:
     return tqdm(desc=text, total=num_rows, unit=" rows", unit_scale=True, disable=not progress, leave=progress)
 
 
-def _fit(config: RunConfig, source: Source, splitter: Splitter, *, progress: bool) -> Transforms:
-    fitter = Fitter(config, source.arrow_schema)
+def _fit(config: RunConfig, source: Source, stores: list[StoreSource], splitter: Splitter, *, progress: bool) -> Transforms:
+    fitter = Fitter(config, with_stores(source.arrow_schema, stores))
     for number in range(fitter.num_passes):
         seen = 0
         with _bar(f"fit {number + 1}/{fitter.num_passes}", source.num_rows, progress=progress) as bar:
@@ -313,6 +321,9 @@ def _fit(config: RunConfig, source: Source, splitter: Splitter, *, progress: boo
                 fitter.update(picked, where=str(batch.path), first_row=batch.first_row, rows=rows)
         if not seen:
             raise ValueError(_no_rows(config.data, "train", {"train": 0}))
+        for store in stores:
+            for batch in store.batches():
+                fitter.update(batch.batch, where=batch.path, first_row=batch.first_row, store=store.name)
         fitter.end_pass()
     return fitter.finish()
 

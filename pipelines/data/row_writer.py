@@ -14,8 +14,8 @@ from .shard_writer import ShardWriter
 from .shards import Shard
 from .sources import SourceBatch
 from .splits import stored_names
+from .store_files import LogEncoder
 from .targets import read_side_columns, read_targets, side_columns, side_schema
-from .transforms import Transforms
 
 
 def pick(batch: SourceBatch, index: np.ndarray) -> tuple[pa.RecordBatch, np.ndarray | None]:
@@ -32,13 +32,14 @@ class RowWriter:
 
     Args:
         folder: where the splits' folders are or will be.
+        encode: makes rows of what is read.
         journal: says which shards are finished, and is told of each new one.
         raw_schema: of the training files; types of side columns are taken from it.
     """
 
-    def __init__(self, folder: Path, journal: Journal, config: RunConfig, transforms: Transforms, raw_schema: pa.Schema) -> None:
+    def __init__(self, folder: Path, journal: Journal, config: RunConfig, encode: LogEncoder, raw_schema: pa.Schema) -> None:
         self._config = config
-        self._transforms = transforms
+        self._encode_log = encode
         self._side_columns = side_columns(config.data)
         self._side_schema = side_schema(self._side_columns, raw_schema)
 
@@ -48,7 +49,7 @@ class RowWriter:
 
             return ShardWriter(
                 folder / split,
-                transforms.schema,
+                encode.schema,
                 self._side_schema,
                 rows_per_shard=config.data.rows_per_shard,
                 finished=journal.finished_shards(split, folder / split),
@@ -97,9 +98,9 @@ class RowWriter:
         raw, numbers = pick(batch, index)
         where, first_row, config = str(batch.path), batch.first_row, self._config
         labels, weights = read_targets(config.labels, config.data.weight, raw, where=where, first_row=first_row, rows=numbers)
-        encoded = self._transforms.encode(raw, where=where, first_row=first_row, rows=numbers)
+        encoded = self._encode_log(raw, where=where, first_row=first_row, rows=numbers, labels=labels, weights=weights)
         side = read_side_columns(self._side_columns, self._side_schema, raw, where=where, first_row=first_row, rows=numbers)
-        return Rows.from_encoded(self._transforms.schema, encoded, labels=labels, weights=weights), side
+        return encoded, side
 
     def close(self, split: str) -> None:
         """Finishes a split's last shard; no row of it comes after this."""

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +22,7 @@ from .shards import (
     SIDECARS,
     FileEntry,
     Shard,
+    StoreData,
     array_files,
     checksum_of_json,
 )
@@ -214,7 +215,14 @@ class ShardWriter:
 
 
 def write_manifest(
-    folder: Path, *, schema: Schema, shards: dict[str, list[Shard]], fingerprint: str, inputs: Any, versions: dict[str, str]
+    folder: Path,
+    *,
+    schema: Schema,
+    shards: dict[str, list[Shard]],
+    fingerprint: str,
+    inputs: Any,
+    versions: dict[str, str],
+    stores: Sequence[StoreData] = (),
 ) -> None:
     """Writes the manifest of a folder whose shards and transforms are complete, durably, in one rename.
 
@@ -238,6 +246,8 @@ def write_manifest(
             for name, of_split in shards.items()
         },
     }
+    if stores:
+        manifest["stores"] = {store.name: store.to_json() for store in stores}
     manifest["checksum"] = checksum_of_json(json.loads(json.dumps(manifest)))
     path = folder / f"{MANIFEST}.tmp"
     with naming(path):

@@ -7,6 +7,7 @@
                             list_<i>.values.npy, list_<i>.offsets.npy   int32 [n], int64 [N + 1], per multi-valued feature
                             labels.npy, weights.npy                     [N, T], [N, max(T, 1)] float32
                             sidecars.arrow    Arrow IPC: group, timestamp, row_id and slice columns, as they were
+    <cache>/stores/<name>/                    feature stores, whose rows the splits name (see stores.py)
 
 `np.load` and `pyarrow.ipc` read every file.
 """
@@ -26,6 +27,7 @@ import torch
 from torchrec_models.schema import Schema
 
 from .rows import Rows, list_valued, single_valued
+from .stores import Join, Store, stored_schema
 
 if TYPE_CHECKING:
     from .transforms import Transforms
@@ -136,12 +138,72 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class StoreData:
+    """A feature store of a cache.
+
+    Attributes:
+        features: that are read from it, in the order of the model's schema.
+        num_rows: ids that it knows.
+        column: of the data, which holds its ids.
+        unknown_rows: split -> rows whose id it lacks.
+    """
+
+    name: str
+    folder: Path
+    features: tuple[str, ...]
+    num_rows: int
+    column: str
+    unknown_rows: Mapping[str, int]
+    files: Mapping[str, FileEntry]
+
+    @classmethod
+    def from_json(cls, name: str, folder: Path, raw: Mapping[str, Any]) -> "StoreData":
+        files = {file: FileEntry(**entry) for file, entry in raw["files"].items()}
+        return cls(name, folder, tuple(raw["features"]), raw["num_rows"], raw["column"], raw["unknown_rows"], files)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "features": list(self.features),
+            "num_rows": self.num_rows,
+            "column": self.column,
+            "unknown_rows": dict(self.unknown_rows),
+            "files": {name: vars(entry) for name, entry in sorted(self.files.items())},
+        }
+
+    @cached_property
+    def store(self) -> Store:
+        """Its rows, mapped into memory."""
+        return Store(self.name, self.features, _mapped(self.folder / "dense.npy"), _mapped(self.folder / "ids.npy"))
+
+    def verify(self) -> None:
+        """Raises ValueError naming the first file that is missing or altered."""
+        for name, entry in self.files.items():
+            entry.check(self.folder / name)
+
+
+@dataclass(frozen=True)
 class SplitData:
-    """One split of a cache."""
+    """One split of a cache.
+
+    Attributes:
+        schema: of its rows as a model reads them.
+        stores: that its rows name.
+    """
 
     name: str
     schema: Schema
     shards: tuple[Shard, ...]
+    stores: tuple[StoreData, ...] = ()
+
+    @cached_property
+    def stored_schema(self) -> Schema:
+        """Of its rows as they are in the shards."""
+        return stored_schema(self.schema, {store.name: store.features for store in self.stores})
+
+    @cached_property
+    def join(self) -> Join:
+        """Makes rows of `schema` of rows of `stored_schema`."""
+        return Join(self.schema, [data.store for data in self.stores])
 
     @cached_property
     def num_rows(self) -> int:
@@ -164,11 +226,14 @@ class SplitData:
         """Reads every byte. Raises ValueError naming the first file that is missing or altered."""
         for shard in self.shards:
             shard.verify()
+        for store in self.stores:
+            store.verify()
 
     def read(self, shard: int, start: int, stop: int) -> Rows:
-        """Rows start .. stop - 1 of a shard, read (not mapped: page faults cost 3 times a read, measured) into new memory."""
+        """Rows start .. stop - 1 of a shard as a model reads them, in new memory (read, not mapped: page faults cost 3 times a
+        read, measured)."""
         folder = self.shards[shard].folder
-        widths = array_files(self.schema)
+        widths = array_files(self.stored_schema)
 
         def array(name: str, first: int, last: int) -> torch.Tensor:
             dtype, columns = widths[name]
@@ -177,12 +242,12 @@ class SplitData:
             return out if columns is None else out.view(last - first, columns)
 
         lists = []
-        for i in range(len(list_valued(self.schema))):
+        for i in range(len(list_valued(self.stored_schema))):
             offsets = array(f"list_{i:03d}.offsets.npy", start, stop + 1)
             first, last = int(offsets[0]), int(offsets[-1])
             lists.append((array(f"list_{i:03d}.values.npy", first, last), offsets - first))
         dense, ids, labels, weights = (array(f"{n}.npy", start, stop) for n in ("dense", "ids", "labels", "weights"))
-        return Rows(dense, ids, tuple(lists), labels, weights)
+        return self.join(Rows(dense, ids, tuple(lists), labels, weights))
 
     def labels(self) -> np.ndarray:
         """[num_rows, T] float32."""
@@ -218,6 +283,12 @@ class SplitData:
         return pa.chunked_array(chunks, type=kind)
 
 
+def _mapped(path: Path) -> torch.Tensor:
+    """An array in memory that all processes share."""
+    # mode c: torch wants memory that can be written, though nothing writes; an array without columns cannot be mapped
+    return torch.from_numpy(np.load(path, mmap_mode="c" if path.stat().st_size > NPY_HEADER_BYTES else None))
+
+
 def _read(path: Path, dtype: np.dtype, offset_bytes: int, count: int) -> torch.Tensor:
     values = np.fromfile(path, dtype=dtype, count=count, offset=offset_bytes)
     if len(values) != count:
@@ -233,6 +304,7 @@ class Cache:
     manifest: Mapping[str, Any]
     schema: Schema
     splits: Mapping[str, SplitData]
+    stores: tuple[StoreData, ...] = ()
 
     @classmethod
     def open(cls, folder: str | Path) -> "Cache":
@@ -256,11 +328,13 @@ class Cache:
         folder = Path(folder)
         manifest = read_manifest(folder)
         schema = Schema.from_dict(manifest["schema"])
+        of_stores = manifest.get("stores", {}).items()
+        stores = tuple(StoreData.from_json(name, folder / "stores" / name, raw) for name, raw in of_stores)
         splits = {}
         for name, raw in manifest["splits"].items():
             shards = (Shard.from_json(folder / name / f"{i:05d}", one) for i, one in enumerate(raw["shards"]))
-            splits[name] = SplitData(name, schema, tuple(shards))
-        return cls(folder, manifest, schema, splits)
+            splits[name] = SplitData(name, schema, tuple(shards), stores)
+        return cls(folder, manifest, schema, splits, stores)
 
     @property
     def fingerprint(self) -> str:
@@ -293,6 +367,9 @@ class Cache:
             for shard in split.shards:
                 for name, file_entry in shard.files.items():
                     yield shard.folder / name, file_entry
+        for store in self.stores:
+            for name, file_entry in store.files.items():
+                yield store.folder / name, file_entry
 
     def verify(self) -> None:
         """Reads every byte. Raises ValueError naming the first file that is missing or altered."""

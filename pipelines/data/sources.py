@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..config import QueryConfig, RunConfig
-from ..config.data import BucketIds, CovisitationConfig, FloatConfig, raw_columns
+from ..config.data import BucketIds, CovisitationConfig, FloatConfig, raw_columns, store_of
 from ..config.splits import split_columns
 from .files import FileInfo, find_files, no_rows
 from .parquet_files import ParquetFiles
@@ -121,7 +121,8 @@ class Source:
 def wanted_columns(config: RunConfig) -> list[str]:
     """Every raw column that preparing a run reads."""
     data = config.data
-    columns = [column for name, f in config.features.items() for column in raw_columns(name, f)]
+    columns = [column for name, f in config.features.items() if not store_of(f) for column in raw_columns(name, f)]
+    columns += [store.column or store.key for store in data.stores.values()]
     columns += [label.column or name for name, label in config.labels.items()]
     columns += [c for c in (data.weight, data.group, data.timestamp, data.row_id, *data.slices) if c]
     columns += split_columns(data.split)
@@ -157,9 +158,11 @@ def _uses(config: RunConfig) -> tuple[set[str], set[str], set[str]]:
     """Raw columns by use: as numbers; as ids; as they are (written beside the shards, or read by the split)."""
     data, tables = config.data, config.table_configs()
     as_numbers = {label.column or name for name, label in config.labels.items()} | ({data.weight} - {""})
-    as_ids: set[str] = set()
+    as_ids = {store.column or store.key for store in data.stores.values()}
     as_they_are = {data.group, data.timestamp, data.row_id, *data.slices, *split_columns(data.split)} - {""}
     for name, feature in config.features.items():
+        if store_of(feature):
+            continue
         if isinstance(feature, CovisitationConfig):
             as_ids |= {feature.user, feature.item}
             as_numbers |= {feature.events} - {""}

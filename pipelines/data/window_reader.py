@@ -54,11 +54,11 @@ class _Files:
 
 def window_pool(split: SplitData) -> BufferPool:
     """Memory for windows of a split, for one reader after the other: the first use of fresh memory costs more than reading."""
-    return BufferPool(max_kept=_WINDOWS_IN_USE * (4 + 2 * len(list_valued(split.schema))))
+    return BufferPool(max_kept=_WINDOWS_IN_USE * (4 + 2 * len(list_valued(split.stored_schema))))
 
 
 class WindowReader:
-    """Reads `Rows` of a split. The memory of what was read is used again when nothing refers to it any more.
+    """Reads `Rows` of a split, as they are in the shards. Memory is used again when nothing refers to what was read any more.
 
     Args:
         pool: of `window_pool`; default: one of its own.
@@ -66,8 +66,8 @@ class WindowReader:
 
     def __init__(self, split: SplitData, pool: BufferPool | None = None) -> None:
         self._split = split
-        self._arrays = array_files(split.schema)
-        self._num_lists = len(list_valued(split.schema))
+        self._arrays = array_files(split.stored_schema)
+        self._num_lists = len(list_valued(split.stored_schema))
         self._ends = np.cumsum([shard.num_rows for shard in split.shards])
         self._files = _Files()
         self._pool = pool or window_pool(split)

@@ -29,6 +29,11 @@ def inspect(cache: Cache) -> str:
         lines.append(f"{feature.name:24} {feature.kind:12} {feature.table:20} {rows:>12} {max_len:>8}".rstrip())
     if len(cache.schema.features) > _SHOWN_FEATURES:
         lines.append(f"and {len(cache.schema.features) - _SHOWN_FEATURES} more")
+    if cache.stores:
+        lines += ["", f"{'store':24} {'ids':>12} {'features':>9}   column of the data, rows whose id it lacks"]
+    for store in cache.stores:
+        unknown = ", ".join(f"{split} {count:,}" for split, count in store.unknown_rows.items())
+        lines.append(f"{store.name:24} {store.num_rows:>12,} {len(store.features):>9}   {store.column}; {unknown}")
     files = [f for of_split in (cache.manifest["inputs"] or {}).get("files", {}).values() for f in of_split]
     lines += ["", f"prepared from {len(files)} files with " + ", ".join(f"{k} {v}" for k, v in cache.manifest["versions"].items())]
     return "\n".join(lines)

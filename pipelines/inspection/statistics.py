@@ -151,7 +151,7 @@ def _blocks(split: SplitData) -> Iterator[Rows]:
     reader = WindowReader(split)
     try:
         for start in range(0, split.num_rows, _BLOCK_ROWS):
-            yield reader.read([Run(start, min(_BLOCK_ROWS, split.num_rows - start))])
+            yield split.join(reader.read([Run(start, min(_BLOCK_ROWS, split.num_rows - start))]))
     finally:
         reader.close()
 

@@ -15,6 +15,7 @@ from torchrec_models.pipelines.data.loader import Loader
 from torchrec_models.pipelines.data.order import Run
 from torchrec_models.pipelines.data.rows import Rows
 from torchrec_models.pipelines.data.shards import Cache
+from torchrec_models.pipelines.data.stores import Join
 from torchrec_models.pipelines.data.synthetic import random_cache, random_rows
 from torchrec_models.pipelines.data.window_reader import WindowReader
 from torchrec_models.schema import Feature, Schema, Table
@@ -66,8 +67,8 @@ SCHEMAS = {
 def test_native_and_stock_give_the_same_bits(compiled: native.Gather, schema: Schema, kind: str, id_dtype: torch.dtype) -> None:
     which = SCHEMAS[kind] or schema
     first, second = window(which, 50, seed=1), window(which, 7, seed=2)
-    ours = NativeGather(which, compiled, id_dtype=id_dtype, pin_memory=False)
-    stock = StockGather(which, id_dtype=id_dtype, pin_memory=False)
+    ours = NativeGather(which, Join(which, ()), compiled, id_dtype=id_dtype, pin_memory=False)
+    stock = StockGather(which, Join(which, ()), id_dtype=id_dtype, pin_memory=False)
     for segments in (
         [Segment(first, 0, 100)],
         [Segment(first, 13, 14)],
