@@ -3,9 +3,11 @@
 The recipe of configs/frappe/deepfm.yaml (dense Adam, L2 on whole tables, early stopping on the validation AUC) with a smaller
 net and at most `--epochs` epochs. Each kind of selection is made once per seed; each run has its own seed.
 
-    python -m benchmarks.selection --folder /tmp/selection [--seeds 1 2 3] [--keeps 0.3 0.1]
+    python -m benchmarks.selection --folder /tmp/selection [--seeds 1 2] [--keeps 0.3 0.1]
+    python -m benchmarks.selection --folder /tmp/equal --keeps 0.3 --kinds random el2n_random --equal-steps
 
-Writes benchmarks/results/selection_frappe.json.
+Writes benchmarks/results/selection_frappe.json, or selection_frappe_equal_steps.json, where runs on a part of the rows take as many
+steps as `--epochs` over all rows (which are then not run).
 """
 
 import argparse
@@ -35,12 +37,12 @@ KINDS: dict[str, dict[str, Any]] = {
 SHOWN = ("auc", "gauc", "log_loss", "calibration_ratio")
 
 
-def config_of(folder: Path, run: str, options: argparse.Namespace, *overrides: str) -> C.RunConfig:
+def config_of(folder: Path, run: str, options: argparse.Namespace, *overrides: str, epochs: int = 0) -> C.RunConfig:
     data = ROOT.parent / "shared" / "data" / "frappe_x1"
     paths = [f"data.{split}={data / split}.parquet" for split in ("train", "valid", "test")]
     folders = [f"data.cache={folder / 'cache'}", f"run={folder / run}"]
     net = f"model.hidden_units={options.hidden_units}".replace(" ", "")
-    short = [net, f"train.epochs={options.epochs}", "train.tensorboard=false"]
+    short = [net, f"train.epochs={epochs or options.epochs}", "train.tensorboard=false"]
     return C.load(ROOT / "configs/frappe/deepfm.yaml", [*paths, *folders, *short, *overrides])
 
 
@@ -70,20 +72,25 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="for cache, selections and runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--keeps", type=float, nargs="+", default=[0.3, 0.1])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--hidden-units", type=int, nargs="+", default=[64, 64])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--equal-steps", action="store_true")
     options = parser.parse_args()
     prepare(config_of(options.folder, "none", options), progress=False)
     found: dict[str, list[dict[str, Any]]] = {}
     scoring_seconds = []
     for seed in options.seeds:
         of_seed = f"train.seed={seed}"
-        found.setdefault("all rows", []).append(trained(config_of(options.folder, "run", options, of_seed)))
+        if not options.equal_steps:
+            found.setdefault("all rows", []).append(trained(config_of(options.folder, "run", options, of_seed)))
         scored = options.folder / f"scored-{seed}"
         for keep in options.keeps:
-            for kind, how in KINDS.items():
+            epochs = round(options.epochs / keep) if options.equal_steps else options.epochs
+            for kind in options.kinds:
+                how = KINDS[kind]
                 out = options.folder / f"{kind}-{keep:g}-{seed}".replace(", ", "-")
                 start = time.perf_counter()
                 config = config_of(options.folder, "run", options, of_seed)
@@ -92,7 +99,8 @@ def main() -> None:
                 if reuse is None and how["method"] != "random":
                     scoring_seconds.append(time.perf_counter() - start)
                     shutil.copytree(out, scored)
-                run = trained(config_of(options.folder, "run", options, of_seed, f"train.sampling.selection={out}"))
+                of_selection = f"train.sampling.selection={out}"
+                run = trained(config_of(options.folder, "run", options, of_seed, of_selection, epochs=epochs))
                 found.setdefault(f"{kind}, {keep:g}", []).append(run)
                 print(f"seed {seed} {kind}, {keep:g}: {run}", flush=True)
     result = {
@@ -103,7 +111,8 @@ def main() -> None:
         "scoring": {"runs": 3, "epochs": 1, "seconds": round(float(np.mean(scoring_seconds)), 1)},
         "rows": {kind: summary(runs) for kind, runs in found.items()},
     }
-    print(write_result("selection_frappe", result, packages=("torch", "torchrec", "numpy")))
+    name = "selection_frappe_equal_steps" if options.equal_steps else "selection_frappe"
+    print(write_result(name, result, packages=("torch", "torchrec", "numpy")))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """A table of any size through a trained model: rows stream in, predictions stream out in the same order."""
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +13,11 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoint
+from .config import QueryConfig, RunConfig
+from .config.masking import MASK
 from .data.covisitation_state import CovisitationState, load_states, with_states
 from .data.rows import BatchBuilder, Rows
+from .data.snapshots import check_query_columns, snapshot_path, take_snapshot
 from .data.sources import Source, open_source
 from .data.transforms import Transforms
 from .distributed import Built, Processes, build_task, processes
@@ -29,7 +34,7 @@ class PredictResult:
 
 def predict(
     path: Path,
-    inputs: Sequence[str],
+    inputs: Sequence[str] | QueryConfig,
     out: Path,
     *,
     which: str = "best",
@@ -40,7 +45,8 @@ def predict(
 
     Args:
         path: a run or checkpoint folder.
-        inputs: files, globs or folders with the raw feature columns; labels are not needed.
+        inputs: files, globs or folders with the raw feature columns, or a query that gives them; labels are not needed. The rows of
+            a query are read once, to a file beside the output that is removed in the end.
         out: .parquet or .csv. Columns: the config's row id (or `row`, the position), then one per task: the probability
             (binary) or the value (regression). Written under another name and renamed when complete.
         batch_rows: rows scored at a time, over all processes.
@@ -66,13 +72,15 @@ def predict(
         computed = load_states(folder / "transforms")
         given = [column for column in transforms.columns.values() if column not in computed]
         columns = list(dict.fromkeys([*given, *(column for state in computed.values() for column in state.columns), *row_id]))
-        source = open_source(config, list(inputs), columns=columns)
-        check_not_input(out, [file.path for file in source.files])
         per_process = -(-batch_rows // procs.world_size)
         num_rows = 0
-        bar = tqdm(total=source.num_rows, desc="predicting", unit="row", unit_scale=True, disable=not (progress and procs.is_first))
-        sink = PredictionFile(out, [t.name for t in schema.tasks], config.data.row_id, enabled=procs.is_first)
-        with evaluation_mode(built), sink as writer, bar:
+        with ExitStack() as stack:
+            source = stack.enter_context(_opened(config, inputs, columns, out, procs, progress=progress))
+            stack.enter_context(evaluation_mode(built))
+            sink = PredictionFile(out, [t.name for t in schema.tasks], config.data.row_id, enabled=procs.is_first)
+            writer = stack.enter_context(sink)
+            hidden = not (progress and procs.is_first)
+            bar = stack.enter_context(tqdm(total=source.num_rows, desc="predicting", unit="row", unit_scale=True, disable=hidden))
             binary = torch.tensor([t.kind == "binary" for t in schema.tasks], device=procs.device)
             scorer = _Scorer(built, transforms, computed, BatchBuilder(schema), binary, procs)
             for chunk in _chunks(source, per_process * procs.world_size):
@@ -82,6 +90,62 @@ def predict(
                 num_rows += chunk.num_rows
                 bar.update(chunk.num_rows)
     return PredictResult(num_rows, out, time.perf_counter() - start)
+
+
+def query_of_run(path: Path, text: str, *, uri: str = "", which: str = "best") -> QueryConfig:
+    """A query on a database, by default on the one that the run's test, validation or training rows came from.
+
+    Raises:
+        ValueError: no URI is given and the run's rows came from files.
+        CheckpointError: no usable checkpoint.
+    """
+    if uri:
+        return QueryConfig(uri=uri, query=text)
+    data = checkpoint.read_config(checkpoint.choose(path, which=which)).data
+    for rows in (data.test, data.valid, data.train):
+        if isinstance(rows, QueryConfig):
+            if MASK in rows.uri:
+                raise ValueError(
+                    f"--uri: required, for a run keeps no password ({rows.place}); write ${{NAME}} where the password stands: "
+                    "it is taken from the environment variable NAME"
+                )
+            return rows.model_copy(update={"query": text})
+    raise ValueError(f"--uri: required, for the rows of {path} came from files")
+
+
+@contextmanager
+def _opened(
+    config: RunConfig,
+    inputs: Sequence[str] | QueryConfig,
+    columns: list[str],
+    out: Path,
+    procs: Processes,
+    *,
+    progress: bool,
+) -> Iterator[Source]:
+    """The rows to score, the same for every process."""
+    if not isinstance(inputs, QueryConfig):
+        source = open_source(config, list(inputs), columns=columns)
+        check_not_input(out, [file.path for file in source.files])
+        yield source
+        return
+    query = inputs
+    beside = config.model_copy(update={"data": config.data.model_copy(update={"cache": str(out)})})
+    kept = snapshot_path(out, query)
+    try:
+        if procs.is_first:
+
+            def check(found: pa.Schema) -> None:
+                check_query_columns(query, found, columns)
+
+            take_snapshot(beside, query, check=check, again=True, progress=progress)
+        procs.broadcast(None)  # the rows are there
+        yield open_source(beside, query, columns=columns)
+    except ValueError as error:
+        raise ValueError(f"{error} (rows of the query on {query.place})" if str(kept) in str(error) else str(error)) from None
+    finally:
+        if procs.is_first:
+            shutil.rmtree(kept.parent, ignore_errors=True)
 
 
 @dataclass(frozen=True)

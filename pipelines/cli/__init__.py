@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_verb(argv: Sequence[str] | None) -> int:
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if "overrides" in args:  # argparse takes no more positional arguments after an option
-        args.overrides += [text for text in rest if not text.startswith("-")]
+    for name in {"overrides", "inputs"} & set(vars(args)):  # argparse takes no more positional arguments after an option
+        vars(args)[name] += [text for text in rest if not text.startswith("-")]
         rest = [text for text in rest if text.startswith("-")]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

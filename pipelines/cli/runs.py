@@ -28,7 +28,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
     predict = add_verb(verbs, "predict", _predict, "score raw rows of any size to Parquet or CSV, in input order")
     add_run_folder(predict, kinds="run, of one checkpoint, or a bundle (scored by ONNX Runtime, without torch)")
-    predict.add_argument("inputs", nargs="+", help="files, globs or folders of raw rows")
+    predict.add_argument("inputs", nargs="*", help="files, globs or folders of raw rows")
+    predict.add_argument("--query", default="", help="a SELECT that gives the rows, instead of files")
+    predict.add_argument("--uri", default="", help="of the database; default: that of the run's config (data.test, valid or train)")
     predict.add_argument("--out", type=Path, required=True, help="predictions.parquet or predictions.csv")
     predict.add_argument("--batch-rows", type=int, default=16_384, help="rows scored at a time (default: 16384)")
 
@@ -85,13 +87,20 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _predict(args: argparse.Namespace) -> None:
     from torchrec_models.pipelines.serving.predict_files import is_bundle, predict_files
 
+    if bool(args.inputs) == bool(args.query):
+        raise ValueError("give files to predict, or --query (either, not both)")
+    if args.uri and not args.query:
+        raise ValueError("--uri: has no effect without --query")
     if is_bundle(args.run):
+        if args.query:
+            raise ValueError(f"{args.run} is a bundle, which reads files; give --query with the folder of a run")
         num_rows, seconds = predict_files(args.run, args.inputs, args.out, batch_rows=args.batch_rows)
         print(f"{args.out}: {num_rows:,} rows in {seconds:.1f} s ({num_rows / seconds:,.0f} rows/s, ONNX Runtime)")
         return
-    from torchrec_models.pipelines.predict import predict
+    from torchrec_models.pipelines.predict import predict, query_of_run
 
-    result = predict(args.run, args.inputs, args.out, which=args.which, batch_rows=args.batch_rows)
+    inputs = query_of_run(args.run, args.query, uri=args.uri, which=args.which) if args.query else args.inputs
+    result = predict(args.run, inputs, args.out, which=args.which, batch_rows=args.batch_rows)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"{result.out}: {result.num_rows:,} rows in {result.seconds:.1f} s ({result.num_rows / result.seconds:,.0f} rows/s)")
 

@@ -7,14 +7,17 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from torchrec_models.pipelines import cli
 from torchrec_models.pipelines.config import ConfigError, QueryConfig, RunConfig, parse
 from torchrec_models.pipelines.config.masking import masked
 from torchrec_models.pipelines.data.database_types import storable
 from torchrec_models.pipelines.data.prepare import check_data, open_prepared, prepare
+from torchrec_models.pipelines.train import train
 
 ROWS = [(i, f"u{i % 7}", i / 4 if i % 5 else None, i % 2) for i in range(300)]
 
@@ -202,3 +205,76 @@ def test_variables_in_a_uri(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = QueryConfig(uri="${TRM_TEST_URI}", query="q")
     assert whole.resolved_uri() == "postgresql://u:p@h/d" and whole.place == "${TRM_TEST_URI}"
     assert "p@h" not in repr(QueryConfig(uri="postgresql://u:p@h/d", query="q"))
+
+
+FOLDS = [
+    {"by": "fold", "num_folds": 3},
+    {"by": "fold", "num_folds": 3, "group": "user", "stratify": "label"},
+    {"by": "time_fold", "column": "id", "valid_from": [100, 200], "train_before": [90, 180], "group": "user", "group_share": 0.4},
+]
+
+
+@pytest.mark.parametrize("split", FOLDS, ids=str)
+@pytest.mark.parametrize("database", ["sqlite", "duckdb"])
+def test_folds_of_a_query_are_those_of_the_same_rows_in_a_file(
+    tmp_path: Path, sqlite: str, split: dict[str, Any], database: str
+) -> None:
+    file = write_parquet(tmp_path / "log.parquet")
+    query = {"uri": sqlite, "query": "SELECT * FROM log ORDER BY id"}
+    if database == "duckdb":
+        pytest.importorskip("duckdb", reason="needs the extra duckdb")
+        query = {"uri": "duckdb://", "query": f"SELECT * FROM '{file}' ORDER BY id"}
+    config = config_of(tmp_path, query, split=split, test=query | {"query": query["query"] + " LIMIT 50"})
+    check_data(config)
+    cache = prepare(config, progress=False)
+    by_file = prepare(config_of(tmp_path, file, cache="by_file", split=split), progress=False)
+    ours, theirs = arrays_below(cache.folder), arrays_below(by_file.folder)
+    assert {path: data for path, data in ours.items() if not path.startswith("test")} == theirs
+    assert cache.split("test").num_rows == 50
+    for fold in range(2):
+        chosen = {**split, "fold": fold}
+        of_query = open_prepared(config_of(tmp_path, query, split=chosen, test=query | {"query": query["query"] + " LIMIT 50"}))
+        of_file = open_prepared(config_of(tmp_path, file, cache="by_file", split=chosen))
+        for name in ("train", "valid"):
+            assert np.array_equal(of_query.split(name).labels(), of_file.split(name).labels())
+    (tmp_path / "log.parquet").unlink(missing_ok=True)  # the cache stands on its own
+
+
+@pytest.fixture
+def run_of_query(tmp_path: Path, sqlite: str) -> None:
+    config = config_of(tmp_path, {"uri": sqlite, "query": "SELECT * FROM log ORDER BY id"}, row_id="id")
+    small = {"epochs": 1, "batch_size": 100, "tensorboard": False}
+    raw = config.model_dump(mode="json", exclude_defaults=True) | {"run": str(tmp_path / "run"), "train": small}
+    raw["features"] = {"user": {"kind": "categorical", "dim": 4}, "price": {"kind": "numeric", "steps": [{"fill": "mean"}]}}
+    config = parse(raw | {"labels": {"label": {}}, "model": {"name": "deepfm", "hidden_units": [8]}})
+    prepare(config, progress=False)
+    train(config, progress=False)
+
+
+@pytest.mark.usefixtures("run_of_query")
+def test_predicting_the_rows_of_a_query(tmp_path: Path, sqlite: str, capsys: pytest.CaptureFixture) -> None:
+    run = str(tmp_path / "run")
+    file = write_parquet(tmp_path / "log.parquet")
+    assert cli.main(["predict", run, file, "--out", str(tmp_path / "by_file.parquet")]) == 0
+    expected = pq.read_table(tmp_path / "by_file.parquet")["label"].to_numpy()[120:]
+    wanted = "SELECT user, price, id FROM log WHERE id >= 120 ORDER BY id"
+    for name, more in {"a": [], "b": ["--uri", sqlite]}.items():
+        out = tmp_path / f"{name}.parquet"
+        assert cli.main(["predict", run, "--query", wanted, "--out", str(out), *more]) == 0, capsys.readouterr().err
+        found = pq.read_table(out)
+        assert found["id"].to_pylist() == list(range(120, 300))
+        np.testing.assert_allclose(found["label"].to_numpy(), expected, rtol=1e-5)
+        assert not (tmp_path / f"{name}.parquet.rows").exists()
+    capsys.readouterr()
+    for arguments, words in {
+        ("--query", "SELECT user FROM log"): "no column 'price', 'id'; columns: user",
+        ("--query", "SELECT * FROM nowhere"): "no such table: nowhere",
+        ("--query", "DELETE FROM log"): "readonly",
+        ("--query", "SELECT 'x' AS user, 'many' AS price, 1 AS id"): "'many' is not a number",
+        ("--query", wanted, file): "give files to predict, or --query",
+        ("--uri", sqlite, file): "--uri: has no effect without --query",
+        (): "give files to predict, or --query",
+    }.items():
+        assert cli.main(["predict", run, *arguments, "--out", str(tmp_path / "c.parquet")]) == 2
+        assert words in capsys.readouterr().err
+        assert not list(tmp_path.glob("c.parquet*")), "something half is left"

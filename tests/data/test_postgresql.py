@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -171,6 +172,38 @@ def test_a_job_from_the_database(tmp_path: Path, uri: str, capsys: pytest.Captur
     texts = [said.encode(), *(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != "plain.yaml")]
     for secret in (PASSWORD, uri.partition("trm:")[2].partition("@")[0]):
         assert not any(secret.encode() in text for text in texts)
+
+
+def test_folds_and_predictions_of_queries(tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """Folds are those of the same rows in a file; a run predicts the rows of another query on the database that it came from."""
+    monkeypatch.setenv("TRM_TEST_PASSWORD", PASSWORD)
+    pq.write_table(click_log(NUM_ROWS, seed=4).table, tmp_path / "log.parquet")
+    split = {"by": "fold", "num_folds": 3, "group": "user", "stratify": "label"}
+    by_file = prepare(config_of(tmp_path, str(tmp_path / "log.parquet"), cache="by_file", split=split), progress=False)
+    with_variable = uri.partition("trm:")[0] + "trm:${TRM_TEST_PASSWORD}@" + uri.partition("@")[2]
+    query = {"uri": with_variable, "query": "SELECT * FROM log ORDER BY at"}
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(raw_config(tmp_path, query, split=split), sort_keys=False))
+    assert cli.main(["prepare", str(config)]) == 0
+    assert arrays_below(tmp_path / "cache") == arrays_below(by_file.folder)
+    for fold in (0, 2):
+        run_folder = tmp_path / f"run{fold}"
+        assert cli.main(["train", str(config), f"data.split.fold={fold}", f"run={run_folder}"]) == 0
+    pq.write_table(click_log(NUM_ROWS, seed=4).table.slice(300, 400), tmp_path / "some.parquet")
+    out, expected = tmp_path / "p.parquet", tmp_path / "expected.parquet"
+    assert cli.main(["predict", str(run_folder), str(tmp_path / "some.parquet"), "--out", str(expected)]) == 0
+    wanted = "SELECT * FROM log WHERE at >= 300 AND at < 700 ORDER BY at"
+    assert cli.main(["predict", str(run_folder), "--query", wanted, "--out", str(out), "--uri", with_variable]) == 0
+    np.testing.assert_allclose(pq.read_table(out)["label"], pq.read_table(expected)["label"], rtol=1e-5)
+    assert left_in(tmp_path) == ["by_file", "c.yaml", "cache", "cache.rows", "expected.parquet", "log.parquet", "p.parquet",
+                                 "run0", "run2", "some.parquet"]  # fmt: skip
+    assert cli.main(["predict", str(run_folder), "--query", wanted, "--out", str(tmp_path / "q.parquet")]) == 2
+    assert "--uri: required, for a run keeps no password (postgresql://trm:***@" in capsys.readouterr().err
+    monkeypatch.setenv("TRM_TEST_PASSWORD", "wrong")
+    arguments = ["predict", str(run_folder), "--query", wanted, "--out", str(tmp_path / "q.parquet"), "--uri", with_variable]
+    assert cli.main(arguments) == 2
+    assert "password authentication failed" in capsys.readouterr().err
+    assert not list(tmp_path.glob("q.parquet*"))
 
 
 def test_a_finished_cache_asks_no_database_and_force_does(tmp_path: Path, uri: str) -> None:
