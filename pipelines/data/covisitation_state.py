@@ -79,8 +79,8 @@ class CovisitationState:
         if early.any():
             raise at(time_column).error(
                 int(early.argmax()),
-                f"the time is not after the last one that co-visitations were counted to ({self.end:g}), so the counts would know "
-                "rows that come later than this one; predict rows that the log (data.train, valid, test) does not reach",
+                f"the time is not after the last one that co-visitations were counted to ({self._shown_end()}): the counts would "
+                "know rows that come later than this one; predict rows that the log (data.train, valid, test) does not reach",
             )
         row_of_user, user_known = _find(self.users, user)
         row_of_item, item_known = _find(self.items, item)
@@ -101,6 +101,9 @@ class CovisitationState:
             return found_NW.max(axis=1).astype(np.float32)
         sums = found_NW.sum(axis=1)
         return (sums / np.maximum(compared_NW.sum(axis=1), 1) if how == "mean" else sums).astype(np.float32)
+
+    def _shown_end(self) -> str:
+        return str(self.end if self.settings["time_is_number"] else np.datetime64(int(self.end), "us"))
 
     def _similarity(self, a: np.ndarray, b: np.ndarray, decay: Any) -> np.ndarray:
         key = (np.minimum(a, b).astype(np.uint64) << np.uint64(32)) | np.maximum(a, b).astype(np.uint64)

@@ -204,7 +204,7 @@ def test_the_state_at_the_end_goes_on_where_the_log_stops(tmp_path: Path, option
     found = loaded.encode(silent.to_batches()[0], where="later", first_row=0)
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-7)
     assert (found > 0).any()
-    with pytest.raises(ValueError, match=r"file: column 'time', data row 11: the time is not after the last one"):
+    with pytest.raises(ValueError, match=r"file: column 'time', data row 11: the time is not after the last one.*\(132\)"):
         loaded.encode(table.to_batches()[0], where="file", first_row=10)
 
 
@@ -218,8 +218,10 @@ def test_times_of_every_type(tmp_path: Path, type: pa.DataType) -> None:
     )
     table = log().set_column(2, "time", column)
     scale = 1 if type == pa.float64() else 86_400
-    found, _ = compute(tmp_path, table, half_life=3 * scale, max_age=20 * scale, normalise="log")
+    found, state = compute(tmp_path, table, half_life=3 * scale, max_age=20 * scale, normalise="log")
     np.testing.assert_allclose(found, slowly(log(), feature_of(half_life=3, max_age=20, normalise="log")), rtol=2e-5, atol=1e-7)
+    with pytest.raises(ValueError, match=r"\(132\.0\)" if scale == 1 else r"\(1970-05-13T00:00:00\.000000\)"):
+        state.encode(table.to_batches()[0], where="file", first_row=0)
 
 
 def test_refused(tmp_path: Path) -> None:
