@@ -103,6 +103,10 @@ class BidRoutes:
         """What was won and spent today by campaign, and why there were no bids."""
         return Response(encode_json(self.bidder.state(self._clock())))
 
+    def metrics(self) -> dict[str, dict[tuple[str, ...], float]]:
+        """What `/metrics` says of bids; see `Bidder.metrics`."""
+        return self.bidder.metrics(self._clock())
+
     async def win(self, request: Request) -> Response:
         """The bid won at a price, a CPM in the bid's currency: what `${AUCTION_PRICE}` in the bid's `nurl` became."""
         text = request.params["price"]

@@ -48,6 +48,14 @@ KINDS = {
     "trm_unknown_ids": Kind("of them, values not in the vocabulary, or missing (row 0)", (*_VERSION, "feature")),
     "trm_reloads": Kind("new versions loaded", ("model",)),
     "trm_failed_reloads": Kind("new versions refused", ("model",)),
+    "trm_bids": Kind("bids offered", ("campaign",)),
+    "trm_no_bids": Kind("impressions or requests without a bid", ("reason",)),
+    "trm_bid_notices": Kind("bids settled by a notice, or by none in time", ("kind",)),
+    "trm_open_bids": Kind("bids that wait for a notice", is_gauge=True),
+    "trm_budget": Kind(
+        "today's budget, what of it is spent, and what open bids reserve", ("campaign", "part", "currency"), is_gauge=True
+    ),
+    "trm_pass_rate": Kind("share of the impressions that pacing lets a campaign bid on", ("campaign",), is_gauge=True),
     "trm_queued_rows": Kind("rows that wait for the graph", ("model",), is_gauge=True),
     "trm_requests_in_work": Kind("requests that are being answered", is_gauge=True),
     "trm_workers_with_model": Kind("workers that have this version loaded", (*_VERSION, "role"), is_gauge=True),

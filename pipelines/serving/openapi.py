@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from .columns import RawColumn, raw_columns
 from .messages import Route
 from .models import Deployment, Models
+from .openrtb import VERSION, BidRequest, BidResponse
 
 _TYPES: dict[str, list[str]] = {
     "text": ["string", "number", "boolean"],
@@ -45,6 +48,8 @@ def openapi(
             paths[f"/{verb}"] = {
                 "post": {**operation, "operationId": verb, "summary": f"{operation['summary']} (the default model)"}
             }
+    if any(route.path == "/bid" for route in more_paths):
+        paths["/bid"] = {"post": _bid(schemas)}
     for route in more_paths:
         operations = paths.setdefault(route.path, {})
         if route.method.lower() not in operations:
@@ -141,6 +146,23 @@ def _recommend(deployment: Deployment) -> dict[str, Any]:
     }
     body = _json(schema, example={"query": _example(deployment), "k": 10})
     return _operation(f"recommend {name}", f"The k candidates of {name} with the highest scores for a query", body, name)
+
+
+def _bid(schemas: dict[str, Any]) -> dict[str, Any]:
+    """The operation; adds the schemas of OpenRTB's objects, as far as they are read and written here."""
+    (asked, answered), found = msgspec.json.schema_components((BidRequest, BidResponse), ref_template="#/components/schemas/{name}")
+    schemas.update(found)
+    refusals = {status: {"description": text, **_json(_ref("Error"))} for status, text in _REFUSALS.items() if status != "422"}
+    return {
+        "operationId": "bid",
+        "summary": f"Bid on an OpenRTB {VERSION} request with the default model",
+        "requestBody": {"required": True, **_json(asked)},
+        "responses": {
+            "200": {"description": "bids, or the reason for none", **_json(answered)},
+            "204": {"description": "no bid"},
+            **refusals,
+        },
+    }
 
 
 def _example(deployment: Deployment) -> dict[str, Any]:

@@ -58,16 +58,25 @@ def predict_files(
     data = _data_section(path)
     row_id = data.get("row_id") or ""
     columns = list(dict.fromkeys([*bundle.transforms.columns.values(), *([row_id] if row_id else [])]))
-    source = Source.open(
-        list(inputs),
-        format=data.get("format", "auto"),
-        column_names=data.get("column_names", []),
-        null_values=data.get("null_values", [""]),
-        columns=columns,
-        memory_budget_bytes=_MEMORY_BUDGET_BYTES,
-        extra_fields=data.get("extra_fields", "error"),
-        text_types=_text_types(bundle.transforms),
-    )
+    try:
+        source = Source.open(
+            list(inputs),
+            format=data.get("format", "auto"),
+            column_names=data.get("column_names", []),
+            null_values=data.get("null_values", [""]),
+            columns=columns,
+            memory_budget_bytes=_MEMORY_BUDGET_BYTES,
+            extra_fields=data.get("extra_fields", "error"),
+            text_types=_text_types(bundle.transforms),
+        )
+    except ValueError as error:
+        lacking = [c for c in columns if c.partition(".")[0] in data.get("stores", {}) and f"no column {c!r}" in str(error)]
+        if not lacking:
+            raise
+        raise ValueError(
+            f"the rows have no column {lacking[0]!r}: a bundle has no feature stores, so its rows carry the stores' columns themselves; "
+            "to score rows that name them by id, take the run: trm predict RUN"
+        ) from None
     check_not_input(out, [file.path for file in source.files])
     graph, num_rows = bundle.graphs["model"], 0
     start = time.perf_counter()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
@@ -28,6 +28,9 @@ from .page import page_routes
 from .predict import predict_routes
 from .recommend import recommend_routes
 from .status import OPEN_PATHS, status_routes
+
+if TYPE_CHECKING:
+    from .bid_routes import BidRoutes
 
 log = logging.getLogger(__name__)
 _BACKLOG = 2048
@@ -126,6 +129,7 @@ class Worker:
         self.models = load_models(options, self.metrics)
         self._tasks: list[asyncio.Task[None]] = []
         self._reloader: Reloader | None = None
+        self._bidding = _bidding(self.models, options)
         served_version = version("torchrec-models")
 
         def document() -> dict[str, Any]:
@@ -149,7 +153,7 @@ class Worker:
                     is_ready=lambda: not self.app.draining,
                 ),
                 *status_routes(self),
-                *_bid_routes(self.models, options),
+                *(self._bidding.routes() if self._bidding else []),
                 *more_routes,
             ],
             limits=options.limits,
@@ -172,6 +176,7 @@ class Worker:
             "trm_queued_rows": {(d.name,): sum(m.queued_rows for m in d.versions().values()) for d in self.models},
             "trm_requests_in_work": {(): float(self.app.num_in_work)},
             "trm_workers_with_model": {(d.name, m.version, role): 1.0 for d in self.models for role, m in d.versions().items()},
+            **(self._bidding.metrics() if self._bidding else {}),
         }
 
     def _start(self) -> None:
@@ -215,12 +220,12 @@ class Worker:
         signal.signal(signal.SIGTERM, drain)
 
 
-def _bid_routes(models: Models, options: ServeOptions) -> list[Route]:
+def _bidding(models: Models, options: ServeOptions) -> "BidRoutes | None":
     if options.bid is None:
-        return []
+        return None
     from .bid_routes import bid_routes  # needs pydantic and yaml, which a server without bids does not
 
-    return bid_routes(models, options.bid, now=time.time()).routes()
+    return bid_routes(models, options.bid, now=time.time())
 
 
 @dataclass(frozen=True)

@@ -256,3 +256,20 @@ def test_the_mapping_covers_the_models_columns() -> None:
     """Guards this file: CONFIG names every column of the bundle that it is served with."""
     assert {*CONFIG["columns"], *CONFIG["left_missing"]} == set(click_transforms().columns.values())
     assert {t.name for t in CLICK_SCHEMA.tasks} == {"click", "spend"}
+
+
+def test_metrics_and_openapi_know_of_bids(bidder: Served) -> None:
+    names = ("trm_bids_total{", 'trm_no_bids_total{reason="', 'trm_requests_total{path="/bid",status="200"}')
+    before = [bidder.metric(name) for name in names]
+    bids(bidder.ask("POST", "/bid", request()))
+    bids(bidder.ask("POST", "/bid", request()))
+    assert "nbr" in bidder.ask("POST", "/bid", request(imp=[imp(banner={"w": 1, "h": 1})])).json
+    assert [bidder.metric(name) - b for name, b in zip(names, before)] == [2, 1, 3]
+    campaign = CONFIG["campaigns"][0]["id"]
+    assert f'trm_bids_total{{campaign="{campaign}"}}' in bidder.ask("GET", "/metrics").body.decode()
+    document = bidder.ask("GET", "/openapi.json").json
+    operation = document["paths"]["/bid"]["post"]
+    assert operation["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/BidRequest"}
+    asked, answered = (document["components"]["schemas"][name] for name in ("BidRequest", "BidResponse"))
+    assert asked["required"] == ["id", "imp"] and answered["required"] == ["id"]
+    assert set(request()) - {"zebra"} <= set(asked["properties"])
