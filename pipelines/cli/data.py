@@ -12,6 +12,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     prepare = add_verb(verbs, "prepare", _prepare, "read files or queries, fit transforms on the training rows, write shards")
     add_config(prepare)
     prepare.add_argument("--force", action="store_true", help="replace a cache of other data or settings; run queries again")
+    prepare.add_argument("--workers", type=int, default=0, help="threads; the cache does not depend on it (default: one per core)")
     _add_data(verbs)
 
 
@@ -85,7 +86,7 @@ def _prepare(args: argparse.Namespace) -> None:
     from torchrec_models.pipelines.data.shards import Cache
 
     config = C.load(args.config, args.overrides)
-    prepare(config, force=args.force)
+    prepare(config, force=args.force, workers=args.workers)
     cache = Cache.open(config.data.cache)  # with folds: all of them
     for name, split in cache.splits.items():
         labels = ", ".join(f"{k} {v:.4f}" for k, v in split.label_mean.items())

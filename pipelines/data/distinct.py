@@ -14,7 +14,7 @@ import pyarrow as pa
 from .native import native_library
 
 _LEAST_BYTES = 1 << 12  # less is not worth a call: a request of a server never waits for a compiler
-_MOST_VALUES = 2**31 - 1
+_MOST_BYTES = _MOST_VALUES = 2**31 - 1
 _ADDRESS, _COUNT, _FLAG, _ROW = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int32
 _TEXTS = (_ADDRESS, _COUNT, _ADDRESS, _FLAG)  # data, its bytes, offsets, whether these are of 64 bits
 _FUNCTIONS: dict[str, tuple[tuple, object]] = {
@@ -33,6 +33,7 @@ _FUNCTIONS: dict[str, tuple[tuple, object]] = {
     "find_texts": ((_ADDRESS, *_TEXTS, _COUNT, _ROW, _ADDRESS), None),
     "find_integers": ((_ADDRESS, _ADDRESS, _COUNT, _ROW, _ADDRESS), None),
     "count_numbers": ((_ADDRESS, _COUNT, _ADDRESS), None),
+    "add_counts": ((_ADDRESS, _COUNT, _ADDRESS, _ADDRESS), None),
     "look_up": ((_ADDRESS, _COUNT, _ADDRESS, _ROW, _ADDRESS), None),
 }
 
@@ -62,9 +63,26 @@ class _Table:
     def __len__(self) -> int:
         return self._library.distinct_count(self.handle)
 
+    def numbers_of(self, values: pa.Array) -> np.ndarray:
+        """[n] int32 numbers of text or int64 values, -1 for null; new values get the next ones."""
+        out, place = np.empty(len(values), np.int32), (*_validity(values), len(values))
+        if pa.types.is_int64(values.type):
+            address = values.buffers()[1].address + 8 * values.offset if len(values) else None
+            _checked(self._library.distinct_of_integers(self.handle, address, *place, out.ctypes.data))
+        else:
+            _checked(self._library.distinct_of_texts(self.handle, *_addresses(values), *place, out.ctypes.data))
+        return out
+
+    def values(self, kind: pa.DataType) -> pa.Array:
+        """The distinct values."""
+        return self.integers() if pa.types.is_int64(kind) else self.texts()
+
     def texts(self) -> pa.Array:
         offsets = np.empty(len(self) + 1, np.int64)
         text = np.empty(self._library.distinct_text_bytes(self.handle), np.uint8)
+        if len(text) > _MOST_BYTES:
+            size = f"{len(self):,} different texts take {len(text):,} bytes, more than 2 GiB"
+            raise ValueError(f"{size}; give the column ids: {{by: hash}}")
         self._library.distinct_texts(self.handle, offsets.ctypes.data, text.ctypes.data)
         buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(text)]
         return pa.Array.from_buffers(pa.string(), len(self), buffers)
@@ -81,15 +99,20 @@ def _checked(result: int) -> int:
     return result
 
 
-def _texts(column: pa.Array) -> tuple[int, int, int, int] | None:
+def _texts(column: pa.Array) -> tuple[int | None, int, int | None, int] | None:
     """The arguments `_TEXTS` of a text column; None for other types, and for too few and too many bytes."""
     wide = pa.types.is_large_string(column.type)
     if not (wide or pa.types.is_string(column.type)):
         return None
+    data = column.buffers()[2]
+    return _addresses(column) if data is not None and _LEAST_BYTES <= data.size <= _MOST_BYTES else None
+
+
+def _addresses(column: pa.Array) -> tuple[int | None, int, int | None, int]:
     _, offsets, data = column.buffers()
-    if data is None or not _LEAST_BYTES <= data.size <= _MOST_VALUES:
-        return None
-    return data.address, data.size, offsets.address + column.offset * (8 if wide else 4), int(wide)
+    wide = pa.types.is_large_string(column.type)
+    start = None if offsets is None else offsets.address + column.offset * (8 if wide else 4)
+    return (None if data is None else data.address), (0 if data is None else data.size), start, int(wide)
 
 
 def _validity(column: pa.Array) -> tuple[int | None, int]:
@@ -131,15 +154,10 @@ def encoded(values: pa.Array) -> pa.Array:
     integers = pa.types.is_int64(values.type) and values.nbytes >= _LEAST_BYTES
     if not (texts or integers) or (library := _library()) is None:
         return values
-    table, numbers = _Table(library), np.empty(len(values), np.int32)
-    if texts:
-        _checked(library.distinct_of_texts(table.handle, *texts, *_validity(values), len(values), numbers.ctypes.data))
-    else:
-        _, data = values.buffers()
-        address = data.address + 8 * values.offset
-        _checked(library.distinct_of_integers(table.handle, address, *_validity(values), len(values), numbers.ctypes.data))
+    table = _Table(library)
+    numbers = table.numbers_of(values)
     found = pa.array(numbers, mask=numbers < 0 if values.null_count else None)
-    return pa.DictionaryArray.from_arrays(found, table.texts() if texts else table.integers(), safe=False)
+    return pa.DictionaryArray.from_arrays(found, table.values(values.type), safe=False)
 
 
 def counts(values: pa.DictionaryArray) -> np.ndarray:
@@ -177,16 +195,9 @@ class Finder:
     """
 
     def __init__(self, library: ctypes.CDLL, values: pa.Array) -> None:
-        self._library, self._kind = library, values.type
-        self._table = _Table(library)
+        self._library, self._table = library, _Table(library)
         self._rows = np.append(0, np.flatnonzero(values.is_valid()) + 1).astype(np.int32) if values.null_count else None
-        present = values.drop_null()
-        numbers = np.empty(len(present), np.int32)
-        if texts := _texts(present):
-            _checked(library.distinct_of_texts(self._table.handle, *texts, None, 0, len(present), numbers.ctypes.data))
-        else:
-            address = present.to_numpy().ctypes.data
-            _checked(library.distinct_of_integers(self._table.handle, address, None, 0, len(present), numbers.ctypes.data))
+        self._table.numbers_of(values.drop_null())
 
     @classmethod
     def of(cls, values: pa.Array) -> "Finder | None":
@@ -208,3 +219,31 @@ class Finder:
         out, values = np.empty(len(values), np.int32), np.ascontiguousarray(values, np.int64)
         self._library.find_integers(self._table.handle, values.ctypes.data, len(values), 1, out.ctypes.data)
         return out if self._rows is None else self._rows[out]
+
+
+class Counter:
+    """How often each text, or each int64, was seen."""
+
+    def __init__(self, library: ctypes.CDLL, kind: pa.DataType) -> None:
+        self._library, self._kind = library, kind
+        self._table = _Table(library)
+        self._totals = np.zeros(1024, np.int64)
+
+    @classmethod
+    def of(cls, kind: pa.DataType) -> "Counter | None":
+        """None for values of other types."""
+        known = pa.types.is_string(kind) or pa.types.is_int64(kind)
+        library = _library() if known else None
+        return cls(library, kind) if library else None
+
+    def add(self, values: pa.Array, counts: pa.Array) -> None:
+        """Values [n] without null, each seen as often as `counts` [n] int64 says."""
+        numbers, more = self._table.numbers_of(values), np.ascontiguousarray(counts.to_numpy())
+        missing = len(self._table) - len(self._totals)
+        if missing > 0:
+            self._totals = np.concatenate([self._totals, np.zeros(max(missing, len(self._totals)), np.int64)])
+        self._library.add_counts(numbers.ctypes.data, len(numbers), more.ctypes.data, self._totals.ctypes.data)
+
+    def table(self) -> pa.Table:
+        """Columns `value` and `count`."""
+        return pa.table({"value": self._table.values(self._kind), "count": pa.array(self._totals[: len(self._table)])})

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from ..config.data import (
 )
 from ..config.errors import nearest
 from .fit_ids import VocabularyFit
-from .fit_numeric import NumericFit
+from .fit_numeric import Learnable, NumericFit
 from .ids import Buckets, Hash, Identity, IdTransform
 from .numeric import to_float
 from .statistics import RowSample
@@ -32,6 +33,15 @@ EXACT_ROWS = 1_000_000
 """Medians and quantiles come from all rows up to this many; past it from a uniform sample of this many."""
 _BYTES_PER_SAMPLED_ROW = 32  # value and priority, and as much again before the sample shrinks
 _MOST_ROWS = 2**31 - 1  # ids are int32
+
+
+@dataclass
+class Lesson:
+    """What some rows teach: by numeric feature, and by table."""
+
+    numeric: dict[str, list[Learnable]] = field(default_factory=dict)
+    counted: list[tuple[str, pa.Table]] = field(default_factory=list)
+    sampled: list[tuple[str, np.ndarray]] = field(default_factory=list)
 
 
 class Fitter:
@@ -117,35 +127,58 @@ class Fitter:
         kinds = {kind_of(t.value_type if is_list(t) else t) for t in types}
         return "number" if kinds - {None} == {"number"} else "string"
 
+    def columns(self, store: str = "") -> list[str]:
+        """Raw columns of the log, or of a store, that the coming pass learns from."""
+        names = [name for name, fit in self._numeric.items() if fit.num_passes > self._pass]
+        if not self._pass:
+            names += [name for name, i in self._ids.items() if i.table in self._vocabularies or i.table in self._samples]
+        return list(dict.fromkeys(self._columns[name] for name in names if self._stores[name] == store))
+
     def update(self, batch: pa.RecordBatch, *, where: str, first_row: int, rows: np.ndarray | None = None, store: str = "") -> None:
-        """Learn from training rows, or from rows of a store. Other arguments as in `Transforms.encode`.
+        """`learn` of `look_at`."""
+        self.learn(self.look_at(batch, where=where, first_row=first_row, rows=rows, store=store))
+
+    def look_at(
+        self, batch: pa.RecordBatch, *, where: str, first_row: int, rows: np.ndarray | None = None, store: str = ""
+    ) -> Lesson:
+        """What training rows, or rows of a store, have to teach; any thread may do this. Other arguments as in `Transforms.encode`.
 
         Raises:
             ValueError: for values that cannot be learned from (file, column, 1-based data row).
         """
+        lesson = Lesson()
         for name, fit in self._numeric.items():
             if fit.num_passes > self._pass and self._stores[name] == store:
                 place = Place(where, self._columns[name], first_row, rows)
                 with _naming(name):
-                    fit.update(to_float(one_array(batch.column(place.column)), place), place)
-        if self._pass:
-            return
+                    lesson.numeric[name] = fit.learnable(to_float(one_array(batch.column(place.column)), place), place)
         for name, ids in self._ids.items():
-            if self._stores[name] == store and (ids.table in self._vocabularies or ids.table in self._samples):
+            learned = ids.table in self._vocabularies or ids.table in self._samples
+            if not self._pass and self._stores[name] == store and learned:
                 place = Place(where, ids.column, first_row, rows)
                 with _naming(name):
-                    self._update_ids(ids, one_array(batch.column(ids.column)), place)
+                    self._look_at_ids(ids, one_array(batch.column(ids.column)), place, lesson)
+        return lesson
 
-    def _update_ids(self, ids: IdsTransform, column: pa.Array, place: Place) -> None:
+    def _look_at_ids(self, ids: IdsTransform, column: pa.Array, place: Place, lesson: Lesson) -> None:
         values, offsets = ids.flat(column, place)
         if offsets is not None:
             place = place.with_offsets(offsets)
         if ids.table in self._vocabularies:
-            self._vocabularies[ids.table].update(values, place)
+            lesson.counted.append((ids.table, self._vocabularies[ids.table].counted(values, place)))
         else:
             number, missing = numbers(values, place)
             number = number[~missing].astype(np.float64)
-            self._samples[ids.table].update(number[np.isfinite(number)])
+            lesson.sampled.append((ids.table, number[np.isfinite(number)]))
+
+    def learn(self, lesson: Lesson) -> None:
+        """Learn what `look_at` found; in the order of the rows."""
+        for name, learnable in lesson.numeric.items():
+            self._numeric[name].add(learnable)
+        for table, counted in lesson.counted:
+            self._vocabularies[table].add(counted)
+        for table, sampled in lesson.sampled:
+            self._samples[table].update(sampled)
 
     def end_pass(self) -> None:
         """Call after all training rows went through `update` once.

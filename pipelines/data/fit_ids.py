@@ -10,7 +10,7 @@ from ..config.data import VocabularyIds
 from . import distinct
 from .ids import Vocabulary
 from .statistics import ValueCounts
-from .values import Kind, Place, numbers, plain, strings, whole
+from .values import Kind, Place, numbers, one_array, plain, strings, whole
 
 _EXACT_FLOAT = 2.0**53
 
@@ -32,7 +32,11 @@ class VocabularyFit:
         self._num_missing = 0
 
     def update(self, values: pa.Array, place: Place) -> None:
-        """Count values [n], which may be dictionary-encoded.
+        """`add` of `counted`."""
+        self.add(self.counted(values, place))
+
+    def counted(self, values: pa.Array, place: Place) -> pa.Table:
+        """Columns `value` and `count` of values [n], which may be dictionary-encoded; a null is a value. Any thread may do this.
 
         Raises:
             ValueError: for missing values under `null: error` (file, column and row).
@@ -43,14 +47,18 @@ class VocabularyFit:
         except ValueError:
             self._canonical(values, place)  # names the row
             raise
-        missing = found.is_null()
-        num_missing = pc.sum(counts.filter(missing)).as_py() or 0
-        if num_missing and self._config.null == "error":
+        if self._config.null == "error" and found.null_count:
             index = pc.index(pc.is_null(plain(values), nan_is_null=True), True).as_py()
             raise place.error(index, "the value is missing, and ids.null is error; clean the data or set null: token or null: oov")
-        self._num_missing += num_missing
+        return pa.table({"value": found, "count": counts})
+
+    def add(self, counted: pa.Table) -> None:
+        """Count what `counted` gave."""
+        values, counts = (one_array(counted[name]) for name in ("value", "count"))
+        missing = values.is_null()
+        self._num_missing += pc.sum(counts.filter(missing)).as_py() or 0
         present = pc.invert(missing)
-        self._counts.setdefault(found.type, ValueCounts()).add(found.filter(present), counts.filter(present))
+        self._counts.setdefault(values.type, ValueCounts()).add(values.filter(present), counts.filter(present))
 
     def _canonical(self, values: pa.Array, place: Place) -> pa.Array:
         if self._kind == "string":

@@ -1,6 +1,7 @@
 """Learn the steps of one numeric feature in as few passes as they need."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,14 @@ def _unlearned(step: StepConfig) -> Step:
         return Clip(*step.clip)
     assert step == "log1p", step
     return Log1p()
+
+
+class Learnable(NamedTuple):
+    """For the statistic of a step (its position): present values, and how many were missing."""
+
+    step: int
+    values: np.ndarray
+    num_missing: int
 
 
 class NumericFit:
@@ -75,7 +84,11 @@ class NumericFit:
                     break
 
     def update(self, x: np.ndarray, place: Place) -> None:
-        """Learn from training values [N], NaN where missing.
+        """`add` of `learnable`."""
+        self.add(self.learnable(x, place))
+
+    def learnable(self, x: np.ndarray, place: Place) -> list[Learnable]:
+        """What the statistics of this pass learn from training values [N], NaN where missing. Any thread may do this.
 
         Raises:
             ValueError: for infinite values, and for missing ones without a fill (file, column and row).
@@ -85,6 +98,7 @@ class NumericFit:
         missing = np.isnan(x)
         if missing.any() and not self._fills:
             raise place.error(int(missing.argmax()), MISSING_NUMBER)
+        out = []
         for i, step in enumerate(self._remaining[: max(self._statistics, default=-1) + 1]):
             if i not in self._statistics:
                 x = apply_step(_unlearned(step), x, place)
@@ -94,9 +108,14 @@ class NumericFit:
                 at = int(infinite.argmax())
                 raise place.error(at, f"{x[at]:g} cannot be learned from; add a {{clip: [low, high]}} step before {_shown(step)}")
             missing = np.isnan(x)
-            if _learned_fill(step):
-                self._num_missing += int(missing.sum())
-            self._statistics[i].update(x[~missing])
+            out.append(Learnable(i, x[~missing], int(missing.sum()) if _learned_fill(step) else 0))
+        return out
+
+    def add(self, learnable: Sequence[Learnable]) -> None:
+        """Learn what `learnable` gave, in the order of the rows."""
+        for each in learnable:
+            self._num_missing += each.num_missing
+            self._statistics[each.step].update(each.values)
 
     def end_pass(self) -> None:
         """Fix the steps that the pass was for."""

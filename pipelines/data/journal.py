@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from .shard_writer import fsync, naming
@@ -19,6 +20,7 @@ class Journal:
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path = path
+        self._lock = Lock()
         self.steps: list[dict[str, Any]] = []
         written = path.read_bytes() if path.exists() else b""
         for line in written.split(b"\n")[:-1]:
@@ -36,9 +38,9 @@ class Journal:
             fsync(path.parent)
 
     def add(self, step: dict[str, Any]) -> None:
-        """Records a step whose files are on the disk already."""
-        self.steps.append(step)
-        with naming(self.path), self.path.open("ab") as file:
+        """Records a step whose files are on the disk already. Any thread may do this."""
+        with self._lock, naming(self.path), self.path.open("ab") as file:
+            self.steps.append(step)
             file.write(_line(step))
             file.flush()
             os.fsync(file.fileno())

@@ -1,7 +1,8 @@
 """Parquet files as streams of record batches, decoded a few rows at a time whatever the row groups' size."""
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Generator, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,6 +68,10 @@ class ParquetFiles:
         fields = [pa.field(n, pa.dictionary(pa.int32(), pa.string()) if n in coded else types[n]) for n in columns]
         return cls(files, pa.schema(fields), num_rows, memory_budget_bytes, coded)
 
+    def only(self, columns: list[str]) -> "ParquetFiles":
+        """The same files, fewer columns."""
+        return replace(self, schema=pa.schema([self.schema.field(name) for name in columns]))
+
     def count_rows(self, index: int) -> int:
         return self.num_rows[index]
 
@@ -76,25 +81,55 @@ class ParquetFiles:
         Raises:
             ValueError: naming file and data row, where the file is damaged.
         """
+        for stream in self.streams(index):
+            yield from stream()
+
+    def streams(self, index: int) -> list[Callable[[], Generator[pa.RecordBatch, None, None]]]:
+        """The file in parts of whole row groups, to be streamed one after the other or at once."""
         path = self.files[index].path
+        metadata = _open(path).metadata
+        if metadata.num_rows != self.num_rows[index]:
+            raise ValueError(f"{path}: {metadata.num_rows} rows, where there were {self.num_rows[index]}; the file has changed")
+        if not metadata.num_rows:
+            return []
+        most_rows = self._batch_rows(path)
+        streams: list[Callable[[], Generator[pa.RecordBatch, None, None]]] = []
+        groups: list[int] = []
+        first_row = num_rows = 0
+        for group in range(metadata.num_row_groups):
+            groups.append(group)
+            num_rows += metadata.row_group(group).num_rows
+            if num_rows >= most_rows or group == metadata.num_row_groups - 1:
+                num_batches = -(-num_rows // most_rows)
+                batch_rows = -(-num_rows // num_batches)
+                streams.append(partial(self._stream, path, metadata, groups, first_row, num_rows, batch_rows))
+                groups, first_row, num_rows = [], first_row + num_rows, 0
+        return streams
+
+    def _stream(
+        self, path: str, metadata: pq.FileMetaData, groups: list[int], first_row: int, num_rows: int, batch_rows: int
+    ) -> Generator[pa.RecordBatch, None, None]:
         columns = self.schema.names
         buffer_bytes = min(max(self._memory_budget_bytes // (8 * max(len(columns), 1)), 1 << 14), 1 << 20)
-        row = 0
+        row = first_row
         try:
-            file = _open(path, dictionary_columns=self._dictionary_columns, buffer_bytes=buffer_bytes)
-            for batch in file.iter_batches(self._batch_rows(file), columns=columns):
+            file = _open(path, dictionary_columns=self._dictionary_columns, buffer_bytes=buffer_bytes, metadata=metadata)
+            for batch in file.iter_batches(batch_rows, row_groups=groups, columns=columns, use_threads=False):
                 yield self._conform(batch, path, row)
                 row += batch.num_rows
         except _DAMAGED as error:
             raise ValueError(f"{path}: the Parquet file is damaged after data row {row}: {error}") from None
-        if row != self.num_rows[index]:
+        if row != first_row + num_rows:
             raise ValueError(
-                f"{path}: {row} rows read where the footer promises {self.num_rows[index]}; the file changed or is damaged"
+                f"{path}: {row} rows read where the footer promises {first_row + num_rows}; the file changed or is damaged"
             )
 
-    def _batch_rows(self, file: pq.ParquetFile) -> int:
+    def _batch_rows(self, path: str) -> int:
         """Rows whose decoded size is a fair share of the memory budget, by a look at the first ones."""
-        probe = next(file.iter_batches(_PROBE_ROWS, columns=self.schema.names), None)
+        try:
+            probe = next(_open(path).iter_batches(_PROBE_ROWS, columns=self.schema.names), None)
+        except _DAMAGED as error:
+            raise ValueError(f"{path}: the Parquet file is damaged after data row 0: {error}") from None
         if probe is None or not probe.num_rows:
             return _PROBE_ROWS
         row_bytes = max(sum(_bytes_per_row(column) for column in probe.columns), 1.0)
@@ -111,10 +146,17 @@ class ParquetFiles:
         return pa.record_batch(arrays, schema=self.schema)
 
 
-def _open(path: str, *, dictionary_columns: list[str] | None = None, buffer_bytes: int = 0) -> pq.ParquetFile:
+def _open(
+    path: str, *, dictionary_columns: list[str] | None = None, buffer_bytes: int = 0, metadata: pq.FileMetaData | None = None
+) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(
-            path, read_dictionary=dictionary_columns, buffer_size=buffer_bytes, pre_buffer=False, page_checksum_verification=True
+            path,
+            metadata=metadata,
+            read_dictionary=dictionary_columns,
+            buffer_size=buffer_bytes,
+            pre_buffer=False,
+            page_checksum_verification=True,
         )
     except _DAMAGED as error:
         raise ValueError(

@@ -308,6 +308,12 @@ void count_numbers(const int32_t *numbers, int64_t num_values, int64_t *counts) 
       counts[numbers[i]]++;
 }
 
+/* totals[numbers[i]] += counts[i] */
+void add_counts(const int32_t *numbers, int64_t num_values, const int64_t *counts, int64_t *totals) {
+  for (int64_t i = 0; i < num_values; i++)
+    totals[numbers[i]] += counts[i];
+}
+
 /* out[i] = of_number[numbers[i]], and `of_null` for -1. `out` may be `numbers`. */
 void look_up(const int32_t *numbers, int64_t num_values, const int32_t *of_number, int32_t of_null, int32_t *out) {
   for (int64_t i = 0; i < num_values; i++)

@@ -9,11 +9,14 @@ goes on in `<cache>.partial-<fingerprint>/`:
 """
 
 import fcntl
+import itertools
+import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,11 @@ from torchrec_models.pipelines.config import DataConfig, FoldSplit, QueryConfig,
 from .covisitation import with_covisitation
 from .covisitation_state import save_states
 from .fingerprint import differences, files_of, fingerprint_of, settings_of, versions
-from .fit import Fitter
+from .fit import Fitter, Lesson
 from .folds import check_rows, fold_of_cache
 from .journal import Journal
-from .row_writer import RowWriter, pick
+from .parallel import in_order
+from .row_writer import RowWriter, Share, Written, pick
 from .shard_writer import fsync, write_manifest
 from .shards import MANIFEST, Cache, FileEntry, read_manifest
 from .snapshots import check_query_columns, drop_other_snapshots, first_rows, take_snapshot, telling_when_read
@@ -43,7 +47,7 @@ from .transforms import Transforms
 _MOST_DIFFERENCES = 8
 
 
-def prepare(config: RunConfig, *, progress: bool = True, force: bool = False) -> Cache:
+def prepare(config: RunConfig, *, progress: bool = True, force: bool = False, workers: int = 0) -> Cache:
     """Makes the cache at `config.data.cache`, or returns the finished one that is there.
 
     A finished cache of the same settings and source files is reused. An interrupted one is completed: finished shards are
@@ -57,12 +61,16 @@ def prepare(config: RunConfig, *, progress: bool = True, force: bool = False) ->
     Args:
         progress: progress bars and messages on stderr.
         force: replace a cache made with other settings or of other files, or an altered one; run queries again.
+        workers: threads that decode and encode; 0: one per core that this process may use. The cache does not depend on it.
 
     Raises:
         ValueError: for data that does not fit the config (file, column and row are named); for a cache of other settings
             (saying which); for a split that was asked for and got no row; if another process prepares the same cache.
         OSError: with the path, where the disk refuses; start again when there is room, and finished shards are kept.
     """
+    if workers < 0:
+        raise ValueError(f"workers must be 1 or more, or 0 for one per core; given {workers}")
+    workers = workers or len(os.sched_getaffinity(0))
     folder = Path(config.data.cache)
     side_columns(config.data)
     inputs = {"settings": settings_of(config), "files": files_of(config)}
@@ -76,7 +84,8 @@ def prepare(config: RunConfig, *, progress: bool = True, force: bool = False) ->
                 try:
                     snapshots = _snapshots(config, again=force, progress=progress)
                     with telling_when_read(snapshots):
-                        _build(partial, config, inputs | ({"snapshots": snapshots} if snapshots else {}), progress=progress)
+                        described = inputs | ({"snapshots": snapshots} if snapshots else {})
+                        _build(partial, config, described, workers=workers, progress=progress)
                 except ValueError:  # the same files and settings would fail again: nothing here is worth keeping
                     shutil.rmtree(partial, ignore_errors=True)
                     raise
@@ -214,7 +223,7 @@ def _publish(complete: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, progress: bool) -> None:
+def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, workers: int, progress: bool) -> None:
     """Makes `partial/cache` complete, from whatever an earlier run left there."""
     sources, covisitations = with_covisitation(config, _sources(config), partial / "covisitation")
     stores = open_stores(config)
@@ -225,7 +234,7 @@ def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, progress
     folder = work / "transforms"
     if not journal.fitted(folder):
         shutil.rmtree(work, ignore_errors=True)
-        fitted = _fit(config, sources["train"], stores, splitter, progress=progress)
+        fitted = _fit(config, sources["train"], stores, splitter, workers=workers, progress=progress)
         folder.mkdir(parents=True)
         fitted.save(folder)
         save_states(covisitations, folder)
@@ -237,15 +246,18 @@ def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, progress
     transforms = Transforms.load(folder)
     written, keys = write_stores(work / "stores", config, transforms, stores)
     encode = LogEncoder(transforms, keys, store_features(config))
-    writer = RowWriter(work, journal, config, encode, sources["train"].arrow_schema)
-    _write(writer, config, sources, splitter, progress=progress)
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="finish")) if workers > 1 else None
+        writer = RowWriter(work, journal, config, encode, sources["train"].arrow_schema, pool=pool)
+        _write(writer, config, sources, splitter, workers=workers, progress=progress)
+        finished = writer.shards
     if isinstance(config.data.split, FoldSplit | TimeFoldSplit):
         check_rows(config.data.split, writer.num_rows)
     asked = [split for split in writer.splits if _is_asked_for(config.data, split)]
     for split in asked:
         if not writer.num_rows[split] and not _is_piece(config.data, split):
             raise ValueError(_no_rows(config.data, split, writer.num_rows))
-    shards = {split: writer.shards[split] for split in asked}
+    shards = {split: finished[split] for split in asked}
     write_manifest(
         work,
         schema=transforms.schema,
@@ -294,31 +306,49 @@ def _no_rows(data: DataConfig, split: str, num_rows: dict[str, int]) -> str:
 
 
 def _batches(
-    config: RunConfig, split: str, source: Source, splitter: Splitter, bar: tqdm
-) -> Iterator[tuple[SourceBatch, np.ndarray]]:
+    config: RunConfig, split: str, source: Source, splitter: Splitter, *, workers: int
+) -> Generator[tuple[SourceBatch, np.ndarray], None, None]:
     """Batches of the files of a split, and [N] what each row is stored in (index in `stored_names`)."""
-    for batch in source.batches():
+    for batch in source.batches(num_threads=_num_decoders(workers)):
         if split == "train":
             yield batch, splitter.assign(batch)
         else:
             yield batch, np.full(batch.batch.num_rows, stored_names(config.data.split).index(split), np.int8)
-        bar.update(batch.batch.num_rows)
+
+
+def _num_decoders(workers: int) -> int:
+    """Decoding a batch takes about as long as encoding it."""
+    return 0 if workers == 1 else -(-workers // 2)
 
 
 def _bar(text: str, num_rows: int | None, *, progress: bool) -> tqdm:
     return tqdm(desc=text, total=num_rows, unit=" rows", unit_scale=True, disable=not progress, leave=progress)
 
 
-def _fit(config: RunConfig, source: Source, stores: list[StoreSource], splitter: Splitter, *, progress: bool) -> Transforms:
+def _fit(
+    config: RunConfig, source: Source, stores: list[StoreSource], splitter: Splitter, *, workers: int, progress: bool
+) -> Transforms:
     fitter = Fitter(config, with_stores(source.arrow_schema, stores))
+
+    def look_at(item: tuple[SourceBatch, np.ndarray]) -> tuple[int, int, Lesson]:
+        batch, codes = item
+        index = np.flatnonzero(np.isin(codes, splitter.fitted))
+        picked, rows = pick(batch, index)
+        return len(codes), len(index), fitter.look_at(picked, where=str(batch.path), first_row=batch.first_row, rows=rows)
+
     for number in range(fitter.num_passes):
         seen = 0
-        with _bar(f"fit {number + 1}/{fitter.num_passes}", source.num_rows, progress=progress) as bar:
-            for batch, codes in _batches(config, "train", source, splitter, bar):
-                index = np.flatnonzero(np.isin(codes, splitter.fitted))
-                seen += len(index)
-                picked, rows = pick(batch, index)
-                fitter.update(picked, where=str(batch.path), first_row=batch.first_row, rows=rows)
+        columns = [*fitter.columns(), *splitter.columns]
+        needed = source.only(columns) if columns else source
+        with (
+            _bar(f"fit {number + 1}/{fitter.num_passes}", source.num_rows, progress=progress) as bar,
+            closing(_batches(config, "train", needed, splitter, workers=workers)) as batches,
+            closing(in_order(look_at, batches, num_threads=workers)) as lessons,
+        ):
+            for num_rows, num_fitted, lesson in lessons:
+                fitter.learn(lesson)
+                seen += num_fitted
+                bar.update(num_rows)
         if not seen:
             raise ValueError(_no_rows(config.data, "train", {"train": 0}))
         for store in stores:
@@ -328,14 +358,25 @@ def _fit(config: RunConfig, source: Source, stores: list[StoreSource], splitter:
     return fitter.finish()
 
 
-def _write(writer: RowWriter, config: RunConfig, sources: dict[str, Source], splitter: Splitter, *, progress: bool) -> None:
+def _write(
+    writer: RowWriter, config: RunConfig, sources: dict[str, Source], splitter: Splitter, *, workers: int, progress: bool
+) -> None:
     if any(writer.num_rows.values()):
         kept = ", ".join(f"{split}: {num_rows:,}" for split, num_rows in writer.num_rows.items())
         _say(progress, f"going on where an interrupted run stopped; rows kept: {kept}")
+
+    def encode(share: Share) -> tuple[int, Written]:
+        return share.batch.batch.num_rows, writer.encode(share)
+
     for split, source in sources.items():
-        with _bar(f"write {split if config.data.split is None else 'splits'}", source.num_rows, progress=progress) as bar:
-            for batch, codes in _batches(config, split, source, splitter, bar):
-                writer.add(batch, codes)
+        with (
+            _bar(f"write {split if config.data.split is None else 'splits'}", source.num_rows, progress=progress) as bar,
+            closing(_batches(config, split, source, splitter, workers=workers)) as batches,
+            closing(in_order(encode, itertools.starmap(writer.share, batches), num_threads=workers)) as encoded,
+        ):
+            for num_rows, written in encoded:
+                writer.append(written)
+                bar.update(num_rows)
         of_train = [name for name in writer.splits if name not in sources or name == "train"]
         for done in of_train if split == "train" else (split,):
             writer.close(done)

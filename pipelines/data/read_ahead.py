@@ -2,9 +2,9 @@
 
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.1  # how long a producer blocked on a full queue takes to notice that its consumer is gone
@@ -19,48 +19,59 @@ class _End:
     pass
 
 
-def read_ahead(produce: Callable[[], Generator[T, None, None]], *, depth: int, name: str) -> Generator[T, None, None]:
-    """Items of `produce()`, made by a thread that stays at most `depth` items ahead.
+class ReadAhead(Generic[T]):
+    """Items of `produce()`, made by a thread that starts now and stays at most `depth` items ahead.
 
-    The thread starts with the first `next`. An exception in it is raised here, at its place in the stream. Closing the
-    iterator (or dropping it) stops the thread.
+    An exception in it is raised here, at its place in the stream. Whoever does not use up all items must `close`.
 
     Args:
         depth: items to hold ready.
         name: of the thread.
     """
-    ready: queue.Queue = queue.Queue(maxsize=depth)
-    stop = threading.Event()
 
-    def put(item: object) -> bool:
-        while not stop.is_set():
+    def __init__(self, produce: Callable[[], Generator[T, None, None]], *, depth: int, name: str) -> None:
+        self._produce = produce
+        self._ready: queue.Queue = queue.Queue(maxsize=depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def _put(self, item: object) -> bool:
+        while not self._stop.is_set():
             try:
-                ready.put(item, timeout=_POLL_SECONDS)
+                self._ready.put(item, timeout=_POLL_SECONDS)
                 return True
             except queue.Full:
                 continue
         return False
 
-    def work() -> None:
+    def _work(self) -> None:
         try:
-            with closing(produce()) as items:
+            with closing(self._produce()) as items:
                 for item in items:
-                    if not put(item):
+                    if not self._put(item):
                         return
-            put(_End())
+                    del item  # it belongs to the consumer
+            self._put(_End())
         except BaseException as error:  # handed to the consumer, whatever it is
-            put(_Failure(error))
+            self._put(_Failure(error))
 
-    thread = threading.Thread(target=work, name=name, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, _End):
-                return
+    def __iter__(self) -> Iterator[T]:
+        while not isinstance(item := self._ready.get(), _End):
             if isinstance(item, _Failure):
                 raise item.error
             yield item
+
+    def close(self) -> None:
+        """Stops the thread."""
+        self._stop.set()
+        self._thread.join()
+
+
+def read_ahead(produce: Callable[[], Generator[T, None, None]], *, depth: int, name: str) -> Generator[T, None, None]:
+    """A `ReadAhead` that starts with the first `next`, and ends with the iterator: when it is closed or dropped."""
+    items = ReadAhead(produce, depth=depth, name=name)
+    try:
+        yield from items
     finally:
-        stop.set()
-        thread.join()
+        items.close()

@@ -1,5 +1,7 @@
 """The last pass of `prepare`: raw rows are encoded and spread over the shards of their splits."""
 
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +27,44 @@ def pick(batch: SourceBatch, index: np.ndarray) -> tuple[pa.RecordBatch, np.ndar
     return batch.batch.take(pa.array(index)), batch.first_row + index
 
 
-class RowWriter:
-    """Writes all splits side by side.
+@dataclass(frozen=True)
+class Share:
+    """The rows of a batch that no finished shard holds: which (growing), and the split of each."""
 
-    It must be given every row in the order of the first run; rows that finished shards hold already are not encoded again.
+    batch: SourceBatch
+    index: np.ndarray
+    codes: np.ndarray
+
+
+Written = list[tuple[int, Rows, pa.Table]]
+"""Per split (its index), encoded rows and their side columns."""
+
+
+class RowWriter:
+    """Writes all splits side by side: `share` every batch, `encode` it, `append` it.
+
+    `share` and `append` want the batches in the order of the first run; `encode` may be done by any thread.
+
+    Rows that finished shards hold already are not encoded again.
 
     Args:
         folder: where the splits' folders are or will be.
         encode: makes rows of what is read.
         journal: says which shards are finished, and is told of each new one.
         raw_schema: of the training files; types of side columns are taken from it.
+        pool: as of ShardWriter.
     """
 
-    def __init__(self, folder: Path, journal: Journal, config: RunConfig, encode: LogEncoder, raw_schema: pa.Schema) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        journal: Journal,
+        config: RunConfig,
+        encode: LogEncoder,
+        raw_schema: pa.Schema,
+        *,
+        pool: Executor | None = None,
+    ) -> None:
         self._config = config
         self._encode_log = encode
         self._side_columns = side_columns(config.data)
@@ -54,6 +81,7 @@ class RowWriter:
                 rows_per_shard=config.data.rows_per_shard,
                 finished=journal.finished_shards(split, folder / split),
                 on_finished=record,
+                pool=pool,
             )
 
         self.splits = stored_names(config.data.split)
@@ -70,29 +98,43 @@ class RowWriter:
     def shards(self) -> dict[str, list[Shard]]:
         return {split: writer.shards for split, writer in zip(self.splits, self._writers)}
 
-    def add(self, batch: SourceBatch, codes: np.ndarray) -> None:
-        """Encodes and writes the rows of a batch; `codes` [N] says the split of each as an index in `splits`.
+    def share(self, batch: SourceBatch, codes: np.ndarray) -> Share:
+        """What of a batch is still to be written; `codes` [N] says the split of each row as an index in `splits`."""
+        needed = np.ones(len(codes), bool)
+        for code in range(len(self.splits)):
+            if self._num_seen[code] < self._num_kept[code]:
+                of_split = np.flatnonzero(codes == code)
+                needed[of_split[: self._num_kept[code] - self._num_seen[code]]] = False
+                self._num_seen[code] += len(of_split)
+        index = np.flatnonzero(needed)
+        return Share(batch, index, codes[index])
+
+    def encode(self, share: Share) -> Written:
+        """The rows as they will be stored.
 
         Raises:
             ValueError: for values that the transforms, labels, weights or side columns cannot take (file, column, row).
+        """
+        if not len(share.index):
+            return []
+        rows, side = self._encode(share.batch, share.index)
+        out = []
+        for code in range(len(self.splits)):
+            of_split = np.flatnonzero(share.codes == code)
+            if len(of_split) == len(share.codes):
+                out.append((code, rows, side))
+            elif len(of_split):
+                out.append((code, rows.take(torch.from_numpy(of_split)), side.take(pa.array(of_split))))
+        return out
+
+    def append(self, written: Written) -> None:
+        """Writes what `encode` gave.
+
+        Raises:
             OSError: with the path, if the disk refuses.
         """
-        needed = np.ones(len(codes), bool)
-        for code in range(len(self.splits)):
-            of_split = np.flatnonzero(codes == code)
-            needed[of_split[: max(0, self._num_kept[code] - self._num_seen[code])]] = False
-            self._num_seen[code] += len(of_split)
-        index = np.flatnonzero(needed)
-        if not len(index):
-            return
-        rows, side = self._encode(batch, index)
-        codes = codes[index]
-        for code, writer in enumerate(self._writers):
-            of_split = np.flatnonzero(codes == code)
-            if len(of_split) == len(codes):
-                writer.append(rows, side)
-            elif len(of_split):
-                writer.append(rows.take(torch.from_numpy(of_split)), side.take(pa.array(of_split)))
+        for code, rows, side in written:
+            self._writers[code].append(rows, side)
 
     def _encode(self, batch: SourceBatch, index: np.ndarray) -> tuple[Rows, pa.Table]:
         raw, numbers = pick(batch, index)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,7 @@ from .shards import (
     checksum_of_json,
 )
 
+_MOST_INCOMPLETE = 2  # shards of a split that wait for the disk
 _SIDECAR_CHUNK_ROWS = 1 << 16  # side columns are cut here, whatever batches they came in, so that equal rows give equal files
 
 
@@ -137,7 +139,8 @@ class ShardWriter:
     Args:
         folder: of the split.
         finished: shards that an earlier writer finished; this one goes on behind them.
-        on_finished: called with each shard that is complete on disk.
+        on_finished: called with each shard that is complete on disk; with a pool, by one of its threads.
+        pool: forces shards to the disk and computes checksums while the next shards grow; None: it is done before going on.
     """
 
     def __init__(
@@ -149,13 +152,17 @@ class ShardWriter:
         rows_per_shard: int,
         finished: tuple[Shard, ...] = (),
         on_finished: Callable[[Shard], None] | None = None,
+        pool: Executor | None = None,
     ) -> None:
         self.folder = folder
         self.schema = schema
         self.sidecar_schema = sidecar_schema
         self.rows_per_shard = rows_per_shard
-        self.shards = list(finished)
+        self.num_rows = sum(shard.num_rows for shard in finished)
+        """Rows in finished shards and in the one under way."""
+        self._finished: list[Shard | Future[Shard]] = list(finished)
         self._on_finished = on_finished
+        self._pool = pool
         self._open: _OpenShard | None = None
         keep = {shard.folder.name for shard in finished}
         for left_over in folder.iterdir() if folder.exists() else ():
@@ -163,9 +170,14 @@ class ShardWriter:
                 shutil.rmtree(left_over)
 
     @property
-    def num_rows(self) -> int:
-        """Rows in finished shards and in the one under way."""
-        return sum(shard.num_rows for shard in self.shards) + (self._open.num_rows if self._open else 0)
+    def shards(self) -> list[Shard]:
+        """All that are finished, when they are complete on disk.
+
+        Raises:
+            OSError: with the path, if the disk refused.
+        """
+        self._finished = [one if isinstance(one, Shard) else one.result() for one in self._finished]
+        return [one for one in self._finished if isinstance(one, Shard)]
 
     def append(self, rows: Rows, sidecars: pa.Table) -> None:
         """Adds N rows and their side columns.
@@ -177,9 +189,10 @@ class ShardWriter:
         start = 0
         while start < rows.num_rows:
             if self._open is None:
-                self._open = _OpenShard(self.folder / f"{len(self.shards):05d}.tmp", self.schema, self.sidecar_schema)
+                self._open = _OpenShard(self.folder / f"{len(self._finished):05d}.tmp", self.schema, self.sidecar_schema)
             stop = min(rows.num_rows, start + self.rows_per_shard - self._open.num_rows)
             self._open.append(rows.slice(start, stop), sidecars.slice(start, stop - start))
+            self.num_rows += stop - start
             start = stop
             if self._open.num_rows == self.rows_per_shard:
                 self._finish()
@@ -193,25 +206,34 @@ class ShardWriter:
         assert self._open is not None
         under_way, self._open = self._open, None
         under_way.close()
-        labels, weights = (np.load(under_way.folder / f"{n}.npy").astype(np.float64) for n in ("labels", "weights"))
+        if self._pool is None:
+            self._finished.append(self._complete(under_way))
+            return
+        for earlier in self._finished[:-_MOST_INCOMPLETE]:  # the disk sets the pace; and what it refused is told here
+            if isinstance(earlier, Future):
+                earlier.result()
+        self._finished.append(self._pool.submit(self._complete, under_way))
+
+    def _complete(self, written: _OpenShard) -> Shard:
+        labels, weights = (np.load(written.folder / f"{n}.npy").astype(np.float64) for n in ("labels", "weights"))
         files = {}
-        for path in sorted(under_way.folder.iterdir()):
+        for path in sorted(written.folder.iterdir()):
             fsync(path)
             files[path.name] = FileEntry.of(path)
         num_tasks = labels.shape[1]
         shard = Shard(
-            folder=self.folder / under_way.folder.stem,
-            num_rows=under_way.num_rows,
+            folder=self.folder / written.folder.stem,
+            num_rows=written.num_rows,
             files=files,
             label_sums=tuple((weights[:, :num_tasks] * labels).sum(0).tolist()),
             weight_sums=tuple(weights.sum(0).tolist()),
         )
-        fsync(under_way.folder)
-        under_way.folder.rename(shard.folder)
+        fsync(written.folder)
+        written.folder.rename(shard.folder)
         fsync(self.folder)
-        self.shards.append(shard)
         if self._on_finished is not None:
             self._on_finished(shard)
+        return shard
 
 
 def write_manifest(

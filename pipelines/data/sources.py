@@ -1,7 +1,9 @@
 """Rows from files (Parquet, delimited text, what a query gave), streamed as Arrow record batches that know their file and row."""
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -11,6 +13,7 @@ from ..config import QueryConfig, RunConfig
 from ..config.data import BucketIds, CovisitationConfig, FloatConfig, raw_columns, store_of
 from ..config.splits import split_columns
 from .files import FileInfo, find_files, no_rows
+from .parallel import joined
 from .parquet_files import ParquetFiles
 from .text_files import TextFiles
 
@@ -99,16 +102,29 @@ class Source:
         )
         return cls(text.schema, files, None, text)
 
-    def batches(self, start_file: int = 0) -> Iterator[SourceBatch]:
+    def only(self, columns: Collection[str]) -> "Source":
+        """The same rows, fewer columns."""
+        reader = self._reader.only([name for name in self._reader.schema.names if name in columns])
+        computed = {name: values for name, values in self.computed.items() if name in columns}
+        return replace(
+            self, arrow_schema=pa.schema([f for f in self.arrow_schema if f.name in columns]), _reader=reader, computed=computed
+        )
+
+    def batches(self, start_file: int = 0, *, num_threads: int = 0) -> Iterator[SourceBatch]:
         """Stream the rows of all files from `files[start_file]` on.
+
+        Args:
+            num_threads: that read ahead; 0 reads in the caller's thread.
 
         Raises:
             ValueError: naming file and data row, for damaged files and text that does not fit its column.
         """
         global_row = sum(self._reader.count_rows(i) for i in range(start_file))
-        for index in range(start_file, len(self.files)):
-            first_row = 0
-            for batch in self._reader.batches(index):
+        first_row, last_index = 0, start_file
+        with closing(joined(self._streams(start_file), num_threads=num_threads)) as batches:
+            for index, batch in batches:
+                if index != last_index:
+                    first_row, last_index = 0, index
                 for name, values in self.computed.items():
                     batch = batch.append_column(name, pa.array(values[global_row : global_row + batch.num_rows]))
                 yield SourceBatch(batch, self.files[index].path, first_row, global_row)
@@ -116,6 +132,15 @@ class Source:
                 global_row += batch.num_rows
         if global_row == 0:
             raise no_rows(self.files)
+
+    def _streams(self, start_file: int) -> Iterator[Callable[[], Generator[tuple[int, pa.RecordBatch], None, None]]]:
+        def numbered(index: int, stream: Callable[[], Generator]) -> Generator[tuple[int, pa.RecordBatch], None, None]:
+            for batch in stream():
+                yield index, batch
+
+        for index in range(start_file, len(self.files)):
+            for stream in self._reader.streams(index):
+                yield partial(numbered, index, stream)
 
 
 def wanted_columns(config: RunConfig) -> list[str]:

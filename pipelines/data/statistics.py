@@ -6,47 +6,78 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from . import distinct
 from .ids import hash_integers
 
+_BLOCK_VALUES = 1 << 15  # what is summed at once; so that sums do not depend on the batches in which values come
 _SAMPLE_SEED = 0x5A4D504C45
 
 
-@dataclass
 class Moments:
-    """Count, mean, sum of squared deviations, lowest and highest, merged pairwise.
+    """Count, mean, sum of squared deviations, lowest and highest, merged pairwise over blocks of equal size.
 
     Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979, equation 2.1.
     """
 
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    low: float = np.inf
-    high: float = -np.inf
+    def __init__(self) -> None:
+        self._count, self._mean, self._squares, self._low, self._high = 0, 0.0, 0.0, np.inf, -np.inf
+        self._waiting: list[np.ndarray] = []
+        self._num_waiting = 0
 
     def update(self, x: np.ndarray) -> None:
-        if len(x):
-            mean = float(x.mean())
-            self._merge(len(x), mean, float(np.square(x - mean).sum()), float(x.min()), float(x.max()))
+        self._waiting.append(x)
+        self._num_waiting += len(x)
+        if self._num_waiting >= _BLOCK_VALUES:
+            together = np.concatenate(self._waiting)
+            end = len(together) // _BLOCK_VALUES * _BLOCK_VALUES
+            for start in range(0, end, _BLOCK_VALUES):
+                self._add(together[start : start + _BLOCK_VALUES])
+            self._waiting, self._num_waiting = [together[end:].copy()], len(together) - end
+
+    def _flushed(self) -> "Moments":
+        if self._num_waiting:
+            self._add(np.concatenate(self._waiting))
+            self._waiting, self._num_waiting = [], 0
+        return self
+
+    def _add(self, x: np.ndarray) -> None:
+        mean = float(x.mean())
+        self._merge(len(x), mean, float(np.square(x - mean).sum()), float(x.min()), float(x.max()))
 
     def repeat(self, value: float, count: int) -> None:
         """As `update` with `count` copies of one value."""
         if count:
-            self._merge(count, value, 0.0, value, value)
+            self._flushed()._merge(count, value, 0.0, value, value)
+
+    @property
+    def count(self) -> int:
+        return self._flushed()._count
+
+    @property
+    def mean(self) -> float:
+        return self._flushed()._mean
+
+    @property
+    def low(self) -> float:
+        return self._flushed()._low
+
+    @property
+    def high(self) -> float:
+        return self._flushed()._high
 
     def _merge(self, count: int, mean: float, squares: float, low: float, high: float) -> None:
-        total = self.count + count
-        delta = mean - self.mean
-        self.mean += delta * count / total
-        self.squares += squares + delta * delta * self.count * count / total
-        self.count, self.low, self.high = total, min(self.low, low), max(self.high, high)
-        if self.low == self.high:  # else a constant such as 0.1 would get a spread of rounding errors
-            self.mean, self.squares = self.low, 0.0
+        total = self._count + count
+        delta = mean - self._mean
+        self._mean += delta * count / total
+        self._squares += squares + delta * delta * self._count * count / total
+        self._count, self._low, self._high = total, min(self._low, low), max(self._high, high)
+        if self._low == self._high:  # else a constant such as 0.1 would get a spread of rounding errors
+            self._mean, self._squares = self._low, 0.0
 
     @property
     def std(self) -> float:
         """Standard deviation of the population."""
-        return float(np.sqrt(self.squares / self.count)) if self.count else 0.0
+        return float(np.sqrt(self._squares / self.count)) if self.count else 0.0
 
 
 @dataclass
@@ -115,6 +146,7 @@ class ValueCounts:
     _merged: pa.Table | None = None
     _pending: list[pa.Table] = field(default_factory=list)
     _num_pending: int = 0
+    _counter: distinct.Counter | None = None
 
     def update(self, values: pa.Array) -> None:
         """Count plain values; nulls are counted too."""
@@ -122,6 +154,14 @@ class ValueCounts:
         self.add(counts.field("values"), counts.field("counts"))
 
     def add(self, values: pa.Array, counts: pa.Array) -> None:
+        if self._counter is None and self._merged is None and not self._pending:
+            self._counter = distinct.Counter.of(values.type)
+        if self._counter is not None:
+            present = values.is_valid()
+            self._counter.add(values.filter(present), counts.cast(pa.int64()).filter(present))
+            values, counts = values.filter(pc.invert(present)), counts.filter(pc.invert(present))
+            if not len(values):
+                return
         self._pending.append(pa.table({"value": values, "count": counts.cast(pa.int64())}))
         self._num_pending += len(values)
         if self._num_pending > max(1 << 18, 2 * (self._merged.num_rows if self._merged else 0)):
@@ -137,4 +177,7 @@ class ValueCounts:
         """Columns `value` and `count`, a row per distinct value; None where nothing was counted."""
         if self._pending:
             self._merge()
-        return self._merged
+        if self._counter is None:
+            return self._merged
+        counted = self._counter.table()
+        return counted if self._merged is None else pa.concat_tables([counted, self._merged])

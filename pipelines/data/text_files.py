@@ -2,8 +2,8 @@
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
@@ -75,11 +75,19 @@ class TextFiles:
         block_bytes = min(max(memory_budget_bytes // 16, 1 << 16), 1 << 24)
         return cls(files, schema, separator, names, null_values, block_bytes)
 
+    def only(self, columns: list[str]) -> "TextFiles":
+        """The same files, fewer columns."""
+        return replace(self, schema=pa.schema([self.schema.field(name) for name in columns]))
+
     def count_rows(self, index: int) -> int:
         """Rows of one file, found by reading it."""
         return sum(batch.num_rows for batch in self.batches(index))
 
-    def batches(self, index: int) -> Iterator[pa.RecordBatch]:
+    def streams(self, index: int) -> list[Callable[[], Generator[pa.RecordBatch, None, None]]]:
+        """The file, which can only be read from its start to its end."""
+        return [lambda: self.batches(index)]
+
+    def batches(self, index: int) -> Generator[pa.RecordBatch, None, None]:
         """Stream one file.
 
         Raises:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -468,6 +469,34 @@ def test_a_slice_may_not_take_the_name_of_another_side_column(tmp_path: Path, lo
 def test_a_whole_column_of_another_type_is_refused(tmp_path: Path, log: pa.Table) -> None:
     text = refused(tmp_path, log.set_column(8, "label", pa.array(["yes"] * NUM_ROWS)))
     assert "column 'label', data row 1: 'yes' is not a number" in text
+
+
+@pytest.mark.parametrize("split", [None, {"by": "random", "valid": 0.2, "test": 0.1, "seed": 5}])
+def test_the_cache_does_not_depend_on_the_number_of_workers(tmp_path: Path, log: pa.Table, split: dict | None) -> None:
+    """Nor on batches: 16 MiB among three workers are many small ones."""
+    pq.write_table(pa.concat_tables([log] * 12), tmp_path / "log.parquet", row_group_size=3000)
+    caches = {
+        workers: prepare(
+            config_of(tmp_path, split=split, cache=str(tmp_path / str(workers)), memory_budget_mib=budget_mib),
+            progress=False,
+            workers=workers,
+        )
+        for workers, budget_mib in ((1, 512), (2, 512), (3, 16))
+    }
+    expected = files_below(caches[1].folder)
+    for workers in (2, 3):
+        found = files_below(caches[workers].folder)
+        assert found == expected and caches[workers].fingerprint == caches[1].fingerprint
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_first_bad_row_is_named_whoever_meets_it(tmp_path: Path, log: pa.Table, workers: int) -> None:
+    table = pa.concat_tables([with_value(log, "price", 4000, float("inf"), pa.float64()) for _ in range(4)])
+    pq.write_table(table, tmp_path / "log.parquet", row_group_size=1000)
+    config = config_of(tmp_path, memory_budget_mib=16)
+    with pytest.raises(ValueError, match=r"log.parquet: column 'price', data row 4001: inf does not become a finite"):
+        prepare(config, progress=False, workers=workers)
+    assert not partials(tmp_path) and not [t for t in threading.enumerate() if t.name.startswith(("prepare", "decode", "finish"))]
 
 
 def test_prepare_is_repeatable_and_does_not_depend_on_the_memory_budget(tmp_path: Path, log: pa.Table) -> None:

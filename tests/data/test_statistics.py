@@ -3,7 +3,7 @@ import collections
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrec_models.pipelines.data.statistics import Moments, RowSample, ValueCounts
@@ -83,6 +83,7 @@ def test_repeated_weighs_as_much_in_a_sample_as_in_all_rows() -> None:
     assert sample.quantiles(np.array([0.5, 0.8]), repeated=(-1.0, 30_000)).tolist() == [-1.0, pytest.approx(0.2, abs=0.05)]
 
 
+@settings(deadline=None)  # the first example may wait for the compiler
 @given(st.lists(st.lists(st.one_of(st.none(), st.integers(-5, 5)), max_size=30), max_size=6))
 def test_counts_equal_a_counter(parts: list[list[int | None]]) -> None:
     counts = ValueCounts()
