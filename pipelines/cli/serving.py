@@ -91,9 +91,9 @@ def _bundle(text: str, role: str, *, needs_name: bool = False) -> "BundleOption"
 
 
 def default_name(path: Path) -> str:
-    """The folder's name; a folder called `bundle` (or `current`) takes its parent's."""
+    """The folder's name; a folder called `bundle` (or `current`) takes its parent's, unless that is the root."""
     path = path.absolute()
-    return path.parent.name if path.name in ("bundle", "current") else path.name
+    return (path.name in ("bundle", "current") and path.parent.name) or path.name
 
 
 def _is_percent(text: str) -> bool:

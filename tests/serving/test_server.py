@@ -19,6 +19,7 @@ from server_process import Answer, Served, serving
 from torchrec_models import Bundle
 from torchrec_models.pipelines.data.loader import to_batch
 from torchrec_models.pipelines.export.graph import predictions
+from torchrec_models.pipelines.cli.serving import default_name
 from torchrec_models.pipelines.serving.bundle_files import write_manifest
 
 ROW = {"device": "phone", "age": 33, "tags": "t1|t2", "item": 101, "history": [100, 103], "top_tag": "t1", "price": 2.5}
@@ -328,3 +329,8 @@ def test_several_workers_share_a_port_and_add_up_their_metrics(click_bundles, tm
             time.sleep(0.2)
         assert served.metric('trm_requests_total{path="/predict",status="200"}') == 40
         assert served.stop() in (0, -signal.SIGTERM)
+
+
+def test_the_name_of_a_bundle_without_one():
+    names = {"runs/clicks/bundle": "clicks", "runs/clicks/current": "clicks", "/bundle": "bundle", "runs/ctr-7": "ctr-7"}
+    assert {path: default_name(Path(path)) for path in names} == names
