@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from bundle_cases import CLICK_SCHEMA, click_rows, click_transforms, make_model
 from server_process import Answer, Served, serving
 
 from torchrec_models import Bundle
+from torchrec_models.pipelines.cli.serving import default_name
 from torchrec_models.pipelines.data.loader import to_batch
 from torchrec_models.pipelines.export.graph import predictions
-from torchrec_models.pipelines.cli.serving import default_name
 from torchrec_models.pipelines.serving.bundle_files import write_manifest
 
 ROW = {"device": "phone", "age": 33, "tags": "t1|t2", "item": 101, "history": [100, 103], "top_tag": "t1", "price": 2.5}
