@@ -19,6 +19,8 @@ from .data.covisitation_state import CovisitationState, load_states, with_states
 from .data.rows import BatchBuilder, Rows
 from .data.snapshots import check_query_columns, snapshot_path, take_snapshot
 from .data.sources import Source, open_source
+from .data.store_files import LogEncoder, read_stores
+from .data.stores import Join
 from .data.transforms import Transforms
 from .distributed import Built, Processes, build_task, processes
 from .prediction_file import PredictionFile, check_not_input, check_output
@@ -46,7 +48,7 @@ def predict(
     Args:
         path: a run or checkpoint folder.
         inputs: files, globs or folders with the raw feature columns, or a query that gives them; labels are not needed. The rows of
-            a query are read once, to a file beside the output that is removed in the end.
+            a query are read once, to a file beside the output that is removed in the end. Stores are read as their files are now.
         out: .parquet or .csv. Columns: the config's row id (or `row`, the position), then one per task: the probability
             (binary) or the value (regression). Written under another name and renamed when complete.
         batch_rows: rows scored at a time, over all processes.
@@ -70,7 +72,8 @@ def predict(
         checkpoint.load_weights(folder, built.state_dict(), averaged=config.train.ema > 0)
         row_id = [config.data.row_id] if config.data.row_id else []
         computed = load_states(folder / "transforms")
-        given = [column for column in transforms.columns.values() if column not in computed]
+        encode, join = read_stores(config, transforms)
+        given = [column for column in encode.columns if column not in computed]
         columns = list(dict.fromkeys([*given, *(column for state in computed.values() for column in state.columns), *row_id]))
         per_process = -(-batch_rows // procs.world_size)
         num_rows = 0
@@ -82,7 +85,7 @@ def predict(
             hidden = not (progress and procs.is_first)
             bar = stack.enter_context(tqdm(total=source.num_rows, desc="predicting", unit="row", unit_scale=True, disable=hidden))
             binary = torch.tensor([t.kind == "binary" for t in schema.tasks], device=procs.device)
-            scorer = _Scorer(built, transforms, computed, BatchBuilder(schema), binary, procs)
+            scorer = _Scorer(built, encode, join, computed, BatchBuilder(schema), binary, procs)
             for chunk in _chunks(source, per_process * procs.world_size):
                 scores = _score(chunk, scorer, per_process)
                 if procs.is_first:
@@ -198,8 +201,7 @@ def _score(chunk: _Chunk, scorer: "_Scorer", per_process: int) -> np.ndarray:
     parts = []
     for raw, where, first_row in mine:
         batch = with_states(scorer.computed, raw, where=where, first_row=first_row)
-        encoded = scorer.transforms.encode(batch, where=where, first_row=first_row)
-        parts.append(Rows.from_encoded(scorer.transforms.schema, encoded))
+        parts.append(scorer.join(scorer.encode(batch, where=where, first_row=first_row)))
     rows = Rows.cat(parts)
     index = torch.arange(share).clamp(max=rows.num_rows - 1)
     logits_BT = scorer.built.plain.model(scorer.build(rows.take(index), index).to(procs.device)).float()
@@ -210,7 +212,8 @@ def _score(chunk: _Chunk, scorer: "_Scorer", per_process: int) -> np.ndarray:
 @dataclass(frozen=True)
 class _Scorer:
     built: Built
-    transforms: Transforms
+    encode: LogEncoder
+    join: Join
     computed: dict[str, CovisitationState]
     build: BatchBuilder
     binary: torch.Tensor

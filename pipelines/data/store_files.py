@@ -17,7 +17,7 @@ from ..config.data import FloatConfig, StoreConfig, raw_columns, store_of
 from .ids import Vocabulary
 from .rows import Rows
 from .sources import Source, SourceBatch
-from .stores import Store, reference, stored_schema
+from .stores import Join, Store, reference, stored_schema
 from .transforms import Transforms
 from .values import Place, kind_of, numbers, one_array, shown, strings
 
@@ -231,3 +231,17 @@ class LogEncoder:
             found = keys.rows(one_array(batch.column(keys.column)), Place(where, keys.column, first_row, rows))
             encoded.ids[reference(keys.store)] = (found, None)
         return Rows.from_encoded(self.schema, encoded, labels=labels, weights=weights)
+
+
+def read_stores(config: RunConfig, transforms: Transforms) -> tuple[LogEncoder, Join]:
+    """For rows that are in no cache: what encodes them and what joins them, from the stores' files as they are now.
+
+    Raises:
+        ValueError: for files that are missing or damaged, ids that stand in two rows, values that the transforms cannot take.
+    """
+    features = store_features(config)
+    stores, all_keys = [], []
+    for source in open_stores(config):
+        all_keys.append(Keys.of(source))
+        stores.append(encode_store(source, transforms, features[source.name], num_rows=len(all_keys[-1].values)))
+    return LogEncoder(transforms, all_keys, features), Join(transforms.schema, stores)

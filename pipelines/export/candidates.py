@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 
 from ..config import RunConfig
 from ..data.ids import Identity
-from ..data.sources import open_source
+from ..data.raw_join import joined_rows
 from ..data.transforms import IdsTransform, Transforms
 from ..data.values import one_array, plain
 from ..serving.bundle import Graph
@@ -22,8 +22,7 @@ def candidate_rows(config: RunConfig, transforms: Transforms) -> pa.Table:
     candidate = transforms.columns[schema.candidate_id]
     found: pa.Table | None = None
     for paths in (config.data.train, config.data.valid, config.data.test):
-        for part in open_source(config, paths, columns=columns).batches() if paths else ():
-            batch = pa.Table.from_batches([part.batch]).select(columns)
+        for batch in joined_rows(config, paths, columns) if paths else ():
             found = _first_rows(
                 batch if found is None else pa.concat_tables([found, batch], promote_options="permissive"), candidate
             )

@@ -9,7 +9,7 @@ import pyarrow as pa
 from .. import checkpoint
 from ..calibration import Calibration
 from ..config import CovisitationConfig, RunConfig, write_yaml
-from ..data.sources import open_source
+from ..data.raw_join import joined_rows
 from ..data.transforms import Transforms
 from .candidates import candidate_rows
 from .export import export
@@ -88,9 +88,9 @@ def _real_rows(config: RunConfig, transforms: Path) -> tuple[pa.Table, str]:
     columns = list(dict.fromkeys(Transforms.load(transforms).columns.values()))
     split = next(name for name in ("test", "valid", "train") if getattr(config.data, name))
     batches, have = [], 0
-    for part in open_source(config, getattr(config.data, split), columns=columns).batches():
-        batches.append(part.batch.slice(0, config.export.parity_rows - have))
+    for rows in joined_rows(config, getattr(config.data, split), columns):
+        batches.append(rows.slice(0, config.export.parity_rows - have))
         have += batches[-1].num_rows
         if have >= config.export.parity_rows:
             break
-    return pa.Table.from_batches(batches), config.data.described(split)
+    return pa.concat_tables(batches).unify_dictionaries(), config.data.described(split)

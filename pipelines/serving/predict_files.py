@@ -74,7 +74,7 @@ def predict_files(
         if not lacking:
             raise
         raise ValueError(
-            f"the rows have no column {lacking[0]!r}: a bundle has no feature stores, so its rows carry the stores' columns themselves; "
+            f"the rows have no column {lacking[0]!r}: a bundle has no feature stores, so its rows carry what stores know; "
             "to score rows that name them by id, take the run: trm predict RUN"
         ) from None
     check_not_input(out, [file.path for file in source.files])
