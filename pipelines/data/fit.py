@@ -1,6 +1,6 @@
 """Fit the transforms that a config asks for, from a stream of training rows, and make the schema."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -139,9 +139,19 @@ class Fitter:
         self.learn(self.look_at(batch, where=where, first_row=first_row, rows=rows, store=store))
 
     def look_at(
-        self, batch: pa.RecordBatch, *, where: str, first_row: int, rows: np.ndarray | None = None, store: str = ""
+        self,
+        batch: pa.RecordBatch,
+        *,
+        where: str,
+        first_row: int,
+        rows: np.ndarray | None = None,
+        store: str = "",
+        on_cut: Callable[[str, pa.Array, np.ndarray], None] | None = None,
     ) -> Lesson:
         """What training rows, or rows of a store, have to teach; any thread may do this. Other arguments as in `Transforms.encode`.
+
+        Args:
+            on_cut: told of each column of many values: its name, the values, and their offsets.
 
         Raises:
             ValueError: for values that cannot be learned from (file, column, 1-based data row).
@@ -157,13 +167,13 @@ class Fitter:
             if not self._pass and self._stores[name] == store and learned:
                 place = Place(where, ids.column, first_row, rows)
                 with _naming(name):
-                    self._look_at_ids(ids, one_array(batch.column(ids.column)), place, lesson)
+                    values, offsets = ids.flat(one_array(batch.column(ids.column)), place)
+                    if offsets is not None and on_cut is not None:
+                        on_cut(ids.column, values, offsets)
+                    self._look_at_ids(ids, values, place if offsets is None else place.with_offsets(offsets), lesson)
         return lesson
 
-    def _look_at_ids(self, ids: IdsTransform, column: pa.Array, place: Place, lesson: Lesson) -> None:
-        values, offsets = ids.flat(column, place)
-        if offsets is not None:
-            place = place.with_offsets(offsets)
+    def _look_at_ids(self, ids: IdsTransform, values: pa.Array, place: Place, lesson: Lesson) -> None:
         if ids.table in self._vocabularies:
             lesson.counted.append((ids.table, self._vocabularies[ids.table].counted(values, place)))
         else:

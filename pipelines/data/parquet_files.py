@@ -33,6 +33,7 @@ class ParquetFiles:
     num_rows: list[int]
     _memory_budget_bytes: int
     _dictionary_columns: list[str]
+    _sized_by: list[str]
 
     @classmethod
     def open(
@@ -66,10 +67,10 @@ class ParquetFiles:
             raise no_rows(files)
         coded = [n for n in columns if n in dictionary_columns and _is_string(types[n]) and not _gave_up(files[0].path, n)]
         fields = [pa.field(n, pa.dictionary(pa.int32(), pa.string()) if n in coded else types[n]) for n in columns]
-        return cls(files, pa.schema(fields), num_rows, memory_budget_bytes, coded)
+        return cls(files, pa.schema(fields), num_rows, memory_budget_bytes, coded, columns)
 
     def only(self, columns: list[str]) -> "ParquetFiles":
-        """The same files, fewer columns."""
+        """The same files in the same batches, fewer columns."""
         return replace(self, schema=pa.schema([self.schema.field(name) for name in columns]))
 
     def count_rows(self, index: int) -> int:
@@ -127,7 +128,7 @@ class ParquetFiles:
     def _batch_rows(self, path: str) -> int:
         """Rows whose decoded size is a fair share of the memory budget, by a look at the first ones."""
         try:
-            probe = next(_open(path).iter_batches(_PROBE_ROWS, columns=self.schema.names), None)
+            probe = next(_open(path).iter_batches(_PROBE_ROWS, columns=self._sized_by), None)
         except _DAMAGED as error:
             raise ValueError(f"{path}: the Parquet file is damaged after data row 0: {error}") from None
         if probe is None or not probe.num_rows:

@@ -5,6 +5,7 @@ goes on in `<cache>.partial-<fingerprint>/`:
 
     lock             held while a process works here
     journal.jsonl    the steps that are done, with checksums
+    pieces/          long texts that pass 1 has cut up (see pieces.py)
     cache/           becomes `<cache>` by one rename, after its manifest is on the disk
 """
 
@@ -33,6 +34,7 @@ from .fit import Fitter, Lesson
 from .folds import check_rows, fold_of_cache
 from .journal import Journal
 from .parallel import in_order
+from .pieces import Pieces
 from .row_writer import RowWriter, Share, Written, pick
 from .shard_writer import fsync, write_manifest
 from .shards import MANIFEST, Cache, FileEntry, read_manifest
@@ -232,9 +234,12 @@ def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, workers:
     journal = Journal(partial / "journal.jsonl", {"fingerprint": fingerprint, "versions": versions()})
     work = partial / "cache"
     folder = work / "transforms"
+    shutil.rmtree(partial / "pieces", ignore_errors=True)
+    pieces: Pieces | None = None
     if not journal.fitted(folder):
         shutil.rmtree(work, ignore_errors=True)
-        fitted = _fit(config, sources["train"], stores, splitter, workers=workers, progress=progress)
+        pieces = Pieces.of(config, sources["train"], partial / "pieces")
+        fitted = _fit(config, sources["train"], stores, splitter, pieces, workers=workers, progress=progress)
         folder.mkdir(parents=True)
         fitted.save(folder)
         save_states(covisitations, folder)
@@ -249,7 +254,7 @@ def _build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, workers:
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="finish")) if workers > 1 else None
         writer = RowWriter(work, journal, config, encode, sources["train"].arrow_schema, pool=pool)
-        _write(writer, config, sources, splitter, workers=workers, progress=progress)
+        _write(writer, config, sources, splitter, pieces, workers=workers, progress=progress)
         finished = writer.shards
     if isinstance(config.data.split, FoldSplit | TimeFoldSplit):
         check_rows(config.data.split, writer.num_rows)
@@ -306,10 +311,12 @@ def _no_rows(data: DataConfig, split: str, num_rows: dict[str, int]) -> str:
 
 
 def _batches(
-    config: RunConfig, split: str, source: Source, splitter: Splitter, *, workers: int
+    config: RunConfig, split: str, source: Source, splitter: Splitter, pieces: Pieces | None = None, *, workers: int
 ) -> Generator[tuple[SourceBatch, np.ndarray], None, None]:
     """Batches of the files of a split, and [N] what each row is stored in (index in `stored_names`)."""
     for batch in source.batches(num_threads=_num_decoders(workers)):
+        if pieces:
+            batch = pieces.restored(batch)
         if split == "train":
             yield batch, splitter.assign(batch)
         else:
@@ -326,7 +333,14 @@ def _bar(text: str, num_rows: int | None, *, progress: bool) -> tqdm:
 
 
 def _fit(
-    config: RunConfig, source: Source, stores: list[StoreSource], splitter: Splitter, *, workers: int, progress: bool
+    config: RunConfig,
+    source: Source,
+    stores: list[StoreSource],
+    splitter: Splitter,
+    pieces: Pieces,
+    *,
+    workers: int,
+    progress: bool,
 ) -> Transforms:
     fitter = Fitter(config, with_stores(source.arrow_schema, stores))
 
@@ -334,7 +348,13 @@ def _fit(
         batch, codes = item
         index = np.flatnonzero(np.isin(codes, splitter.fitted))
         picked, rows = pick(batch, index)
-        return len(codes), len(index), fitter.look_at(picked, where=str(batch.path), first_row=batch.first_row, rows=rows)
+
+        def keep(column: str, values: pa.Array, offsets: np.ndarray) -> None:
+            if column in pieces.columns:
+                pieces.keep(column, batch.global_row, values, offsets)
+
+        lesson = fitter.look_at(picked, where=str(batch.path), first_row=batch.first_row, rows=rows, on_cut=keep)
+        return len(codes), len(index), lesson
 
     for number in range(fitter.num_passes):
         seen = 0
@@ -359,7 +379,14 @@ def _fit(
 
 
 def _write(
-    writer: RowWriter, config: RunConfig, sources: dict[str, Source], splitter: Splitter, *, workers: int, progress: bool
+    writer: RowWriter,
+    config: RunConfig,
+    sources: dict[str, Source],
+    splitter: Splitter,
+    pieces: Pieces | None,
+    *,
+    workers: int,
+    progress: bool,
 ) -> None:
     if any(writer.num_rows.values()):
         kept = ", ".join(f"{split}: {num_rows:,}" for split, num_rows in writer.num_rows.items())
@@ -369,9 +396,11 @@ def _write(
         return share.batch.batch.num_rows, writer.encode(share)
 
     for split, source in sources.items():
+        kept = pieces if split == "train" and pieces and pieces.columns else None
+        wanted = source.only(set(source.arrow_schema.names) - kept.columns) if kept else source
         with (
             _bar(f"write {split if config.data.split is None else 'splits'}", source.num_rows, progress=progress) as bar,
-            closing(_batches(config, split, source, splitter, workers=workers)) as batches,
+            closing(_batches(config, split, wanted, splitter, kept, workers=workers)) as batches,
             closing(in_order(encode, itertools.starmap(writer.share, batches), num_threads=workers)) as encoded,
         ):
             for num_rows, written in encoded:

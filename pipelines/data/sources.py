@@ -179,7 +179,7 @@ def open_source(config: RunConfig, paths: list[str] | QueryConfig, *, columns: l
     )
 
 
-def _uses(config: RunConfig) -> tuple[set[str], set[str], set[str]]:
+def uses(config: RunConfig) -> tuple[set[str], set[str], set[str]]:
     """Raw columns by use: as numbers; as ids; as they are (written beside the shards, or read by the split)."""
     data, tables = config.data, config.table_configs()
     as_numbers = {label.column or name for name, label in config.labels.items()} | ({data.weight} - {""})
@@ -201,10 +201,10 @@ def _uses(config: RunConfig) -> tuple[set[str], set[str], set[str]]:
 
 
 def _text_types(config: RunConfig) -> dict[str, pa.DataType]:
-    as_numbers, as_ids, as_they_are = _uses(config)
+    as_numbers, as_ids, as_they_are = uses(config)
     return dict.fromkeys(as_numbers - as_ids - as_they_are, pa.float64())
 
 
 def _dictionary_columns(config: RunConfig) -> set[str]:
-    as_numbers, as_ids, as_they_are = _uses(config)
+    as_numbers, as_ids, as_they_are = uses(config)
     return as_ids - as_numbers - as_they_are

@@ -20,10 +20,11 @@ import pyarrow.ipc
 
 from torchrec_models.schema import Schema
 
+from .dense import encode_columns
 from .ids import Buckets, Hash, Identity, IdTransform, Vocabulary
 from .numeric import Step, apply_steps, apply_steps_to_value, step_from_dict, step_to_dict, to_float
 from .plain_values import Undecided, plain_list, plain_pieces
-from .values import Place, explode, is_list, is_text, kind_of, one_array
+from .values import Place, explode, is_cut, is_list, is_text, kind_of, one_array
 
 FORMAT_VERSION = 1
 _TABLES: dict[str, type[IdTransform]] = {"vocabulary": Vocabulary, "hash": Hash, "bucketize": Buckets, "identity": Identity}
@@ -82,6 +83,8 @@ class IdsTransform:
             return column, None
         if pa.types.is_null(column_type):
             return column.slice(0, 0), np.zeros(len(column) + 1, np.int64)
+        if self.separator and is_cut(column_type) and not column.offset:
+            return column.values, column.offsets.to_numpy()
         if self.separator and not is_text(column_type):
             raise place.column_error(f"separator {self.separator!r} needs a text column, and this one has type {column_type}")
         if not self.separator and not is_list(column_type):
@@ -175,12 +178,15 @@ class Transforms:
         arrays = {name: one_array(batch.column(name)) for name in dict.fromkeys(self.columns.values())}
         dense = np.empty((batch.num_rows, len(self.schema.dense)), np.float32)
         ids: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+        numeric = [feature for feature in self.features.values() if isinstance(feature, NumericTransform)]
+        written = encode_columns({i: (arrays[f.column], f.steps) for i, f in enumerate(numeric)}, dense)
         position = 0
         for name, feature in self.features.items():
             place = Place(where, feature.column, first_row, rows)
             try:
                 if isinstance(feature, NumericTransform):
-                    dense[:, position] = feature.encode(arrays[feature.column], place)
+                    if position not in written:
+                        dense[:, position] = feature.encode(arrays[feature.column], place)
                     position += 1
                 else:
                     values, offsets = feature.flat(arrays[feature.column], place)

@@ -53,6 +53,11 @@ def is_list(type: pa.DataType) -> bool:
     return bool(pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type) or _is_list_view(type))
 
 
+def is_cut(type: pa.DataType) -> bool:
+    """Separated text that was cut up before (see pieces.py): lists as `explode` gives them."""
+    return bool(pa.types.is_large_list(type) and pa.types.is_dictionary(type.value_type))
+
+
 def _is_list_view(type: pa.DataType) -> bool:
     return bool(pa.types.is_list_view(type) or pa.types.is_large_list_view(type))
 

@@ -21,6 +21,7 @@ import torch
 
 from torchrec_models.pipelines.config import RunConfig, parse
 from torchrec_models.pipelines.data.loader import Loader
+from torchrec_models.pipelines.data.pieces import Pieces
 from torchrec_models.pipelines.data.prepare import open_prepared, prepare
 from torchrec_models.pipelines.data.shards import Cache
 from torchrec_models.pipelines.data.synthetic import click_log
@@ -504,3 +505,40 @@ def test_prepare_is_repeatable_and_does_not_depend_on_the_memory_budget(tmp_path
     other = prepare(config_of(tmp_path, cache=str(tmp_path / "other"), memory_budget_mib=16), progress=False)
     assert one.manifest["splits"] == other.manifest["splits"]
     assert torch.equal(one.split("train").read(0, 0, 5).ids, other.split("train").read(0, 0, 5).ids)
+
+
+def test_long_texts_are_cut_once_and_nothing_of_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pass that writes takes the pieces of the pass that learned; resumed, it reads the text again; to the same bytes."""
+    generator = np.random.default_rng(1)
+    texts = [",".join(map(str, generator.zipf(1.3, n) % 5000)) for n in generator.integers(0, 60, 20_000)]
+    history = [None if i % 7 == 3 else text for i, text in enumerate(texts)]
+    table = pa.table({"label": generator.integers(0, 2, 20_000), "history": history})
+        {"label": generator.integers(0, 2, 20_000), "history": [None if i % 7 == 3 else t for i, t in enumerate(texts)]}
+    )
+    pq.write_table(table, tmp_path / "log.parquet", row_group_size=3000)
+    features = {"history": {"kind": "sequence", "separator": ",", "max_len": 20, "ids": {"by": "vocabulary", "min_count": 3}}}
+
+    def config(name: str) -> RunConfig:
+        paths = {"train": str(tmp_path / "log.parquet"), "cache": str(tmp_path / name)}
+        data = paths | {"rows_per_shard": 6000, "memory_budget_mib": 16}
+        return parse({"data": data, "features": features, "labels": {"label": {}}, "model": {"name": "deepfm"}})
+
+    kept = []
+    real_keep = Pieces.keep
+    monkeypatch.setattr(Pieces, "keep", lambda self, *rest: (kept.append(rest[0]), real_keep(self, *rest)))
+    once = files_below(prepare(config("once"), progress=False, workers=2).folder)
+    assert set(kept) == {"history"} and not list(tmp_path.glob("once*/pieces"))
+    num_batches = len(kept)
+    assert num_batches > 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torchrec_models.pipelines.data.prepare.write_stores", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config("resumed"), progress=False)
+    assert len(list(tmp_path.glob("resumed.partial-*/pieces/*"))) == num_batches
+    assert files_below(prepare(config("resumed"), progress=False, workers=1).folder) == once
+    assert len(kept) == 2 * num_batches
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
