@@ -41,7 +41,7 @@ def keys(section: type[Section]) -> str:
 
 
 DATA, TRAIN, SECTIONS, CATEGORICAL = map(keys, (DataConfig, TrainConfig, RunConfig, CategoricalConfig))
-STEPS = "log1p, min_max, standard, {fill: 0}, {clip: [0, 1]} or {quantile: 100}"
+STEPS = "log1p, min_max, standard, is_missing, {fill: 0}, {clip: [0, 1]} or {quantile: 100}"
 SHARDING = "table_wise, row_wise, column_wise, table_row_wise, data_parallel"
 A_SECTION = "must be a section of `key: value` lines"
 
@@ -274,6 +274,10 @@ MALFORMED: dict[str, tuple[str, list[str]]] = {
     "patterns that overlap": (
         features(**{"E{1..3}": {"kind": "numeric"}, "E2": {"kind": "numeric"}}),
         ["features.E2: 'E2' is given by features.E{1..3} already"],
+    ),
+    "a column pattern of another length": (
+        features(**{"m{1..3}": {"kind": "numeric", "column": "x{1..2}"}}),
+        ["features.m{1..3}: column 'x{1..2}' stands for 2 names and the key for 3; give as many"],
     ),
     "patterns in lists": (
         data(column_names=["C{1..2}", "C2", "D{a}"]),
@@ -561,6 +565,15 @@ def test_patterns_write_out_names_in_order(tmp_path: Path) -> None:
     assert read_config.data.column_names == ["label", "I1", "I2", "C08", "C09", "C10"]
     assert list(read_config.labels) == ["label1", "label2"]
     assert read_config.features["C09"].dim == 4
+
+
+def test_a_column_pattern_goes_along_with_the_names(tmp_path: Path) -> None:
+    text = "features: {'x{8..10}_missing': {kind: numeric, column: 'x{8..10}', steps: [is_missing]}, C: {kind: categorical}}\n"
+    config = read(tmp_path, data() + text + "labels: {label: {}}\n")
+    assert {name: f.column for name, f in config.features.items()} == {
+        **{"x8_missing": "x8", "x9_missing": "x9", "x10_missing": "x10"},
+        "C": "",
+    }
 
 
 def test_a_criteo_config_is_short(tmp_path: Path) -> None:

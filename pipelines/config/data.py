@@ -181,7 +181,7 @@ class QuantileStep(Section):
 
 
 _STEP_KEYS = ("fill", "clip", "quantile")
-_STEP_NAMES = ("log1p", "min_max", "standard")
+_STEP_NAMES = ("log1p", "min_max", "standard", "is_missing")
 
 
 def _step_kind(value: Any) -> str:
@@ -203,13 +203,16 @@ Step = Annotated[
     Annotated[FillStep, Tag("fill")]
     | Annotated[ClipStep, Tag("clip")]
     | Annotated[QuantileStep, Tag("quantile")]
-    | Annotated[Literal["log1p", "min_max", "standard"], BeforeValidator(_step_name), Tag("name")],
+    | Annotated[Literal["log1p", "min_max", "standard", "is_missing"], BeforeValidator(_step_name), Tag("name")],
     Discriminator(_step_kind),
 ]
 
 
 class NumericConfig(Section):
-    """One float. `steps` run in order and are fitted on the training rows only; a missing value without `fill` is an error."""
+    """One float. `steps` run in order and are fitted on the training rows only; a missing value without `fill` is an error.
+
+    `steps: [is_missing]` makes a mask: 1 where the column has no value, else 0.
+    """
 
     kind: Literal["numeric"]
     column: str = ""

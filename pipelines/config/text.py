@@ -112,19 +112,33 @@ def expand(name: str) -> list[str]:
 
 
 def expand_keys(section: dict[str, Any], path: str, written: dict[str, str], problems: list[str]) -> dict[str, Any]:
-    """The section with every pattern key replaced by its names; `written` is told which key each name came from."""
+    """The section with every pattern key replaced by its names; `written` is told which key each name came from.
+
+    A `column` that is a pattern of as many names gives each name its own.
+    """
     out: dict[str, Any] = {}
     for key, value in section.items():
         try:
             names = expand(key)
+            values = _expand_column(value, len(names)) if len(names) > 1 else [value]
         except ValueError as error:
             problems.append(f"{path}.{key}: {error}")
             continue
-        for name in names:
+        for name, one in zip(names, values):
             if name in out:
                 problems.append(f"{path}.{key}: {name!r} is given by {path}.{written[name]} already")
-            out[name], written[name] = value, key
+            out[name], written[name] = one, key
     return out
+
+
+def _expand_column(value: Any, num_names: int) -> list[Any]:
+    column = value.get("column") if isinstance(value, dict) else None
+    if not isinstance(column, str) or not _RANGE.search(column):
+        return [value] * num_names
+    columns = expand(column)
+    if len(columns) != num_names:
+        raise ValueError(f"column {column!r} stands for {len(columns):,} names and the key for {num_names:,}; give as many")
+    return [{**value, "column": one} for one in columns]
 
 
 def expand_items(items: list[Any], path: str, problems: list[str]) -> list[Any]:

@@ -11,10 +11,10 @@
 #include <math.h>
 #include <stdint.h>
 
-enum { FILL, CLIP, SCALE, JOB_FIELDS = 9, BLOCK = 128 };
+enum { FILL, CLIP, SCALE, IS_MISSING, JOB_FIELDS = 9, BLOCK = 128 };
 
 typedef struct {
-  double kind, a, b; /* FILL: a for NaN; CLIP: to a .. b, NaN for no bound; SCALE: (x - a) / b */
+  double kind, a, b; /* FILL: a for NaN; CLIP: to a .. b, NaN for no bound; SCALE: (x - a) / b; IS_MISSING: 1 for NaN, else 0 */
 } Step;
 
 static void read_block(const int64_t *job, int64_t start, int64_t num, double *x) {
@@ -57,9 +57,13 @@ static void apply(const Step *step, int64_t num, double *x) {
       x[i] = x[i] > b ? b : x[i];
     }
     break;
-  default:
+  case SCALE:
     for (int64_t i = 0; i < num; i++)
       x[i] = (x[i] - a) / b;
+    break;
+  default:
+    for (int64_t i = 0; i < num; i++)
+      x[i] = x[i] != x[i];
   }
 }
 

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from .native import native_library
-from .numeric import Clip, Fill, MinMax, Standard, Step
+from .numeric import Clip, Fill, IsMissing, MinMax, Standard, Step
 
 _LEAST_ROWS = 64  # fewer are a request of a server, which never waits for a compiler
-_FILL, _CLIP, _SCALE = 0.0, 1.0, 2.0
+_FILL, _CLIP, _SCALE, _IS_MISSING = 0.0, 1.0, 2.0, 3.0
 
 
 @cache
@@ -69,6 +69,8 @@ def _coded(steps: Sequence[Step]) -> np.ndarray | None:
     for step in steps:
         if isinstance(step, Fill):
             rows.append((_FILL, step.value, 0.0))
+        elif isinstance(step, IsMissing):
+            rows.append((_IS_MISSING, 0.0, 0.0))
         elif isinstance(step, Clip) and all(
             kind != _SCALE for kind, *_ in rows
         ):  # after it there may be -0.0, equal to a bound 0.0

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config.data import ClipStep, FillStep, QuantileStep
-from .numeric import MISSING_NUMBER, Clip, Fill, Log1p, MinMax, Quantile, Standard, Step, apply_step
+from .numeric import MISSING_NUMBER, Clip, Fill, IsMissing, Log1p, MinMax, Quantile, Standard, Step, apply_step
 from .statistics import Moments, RowSample
 from .values import Place
 
@@ -30,6 +30,8 @@ def _unlearned(step: StepConfig) -> Step:
         return Fill(float(step.fill))
     if isinstance(step, ClipStep):
         return Clip(*step.clip)
+    if step == "is_missing":
+        return IsMissing()
     assert step == "log1p", step
     return Log1p()
 
@@ -53,7 +55,7 @@ class NumericFit:
         sample_rows: rows from which medians and quantiles are computed, at most.
 
     Raises:
-        ValueError: for a second fill.
+        ValueError: for a second fill, and a mask beside a fill.
     """
 
     def __init__(self, name: str, steps: Sequence[StepConfig], *, sample_rows: int) -> None:
@@ -61,9 +63,13 @@ class NumericFit:
         self._fitted: list[Step] = []
         self._remaining = list(steps)
         self._sample_rows = sample_rows
-        self._fills = any(isinstance(s, FillStep) for s in steps)
-        if sum(isinstance(s, FillStep) for s in steps) > 1:
-            raise ValueError(f"features.{name}.steps: the second fill has no effect, nothing is missing after the first; keep one")
+        fills = [step for step in steps if isinstance(step, FillStep) or step == "is_missing"]
+        self._fills = bool(fills)
+        if len(fills) > 1:
+            first, second = ("fill" if isinstance(step, FillStep) else str(step) for step in fills[:2])
+            what = "the second fill" if first == second == "fill" else f"{second} after {first}"
+            apart = "" if first == second else "; a mask is a feature of its own, with the same column and steps: [is_missing]"
+            raise ValueError(f"features.{name}.steps: {what} has no effect, nothing is missing after the first; keep one{apart}")
         ends = [i for i, s in enumerate(steps) if _learned(s) and not _learned_fill(s)]
         self.num_passes = len(ends) + any(_learned_fill(s) for s in steps[ends[-1] if ends else 0 :])
         self._plan()

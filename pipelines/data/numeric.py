@@ -29,6 +29,17 @@ class Fill:
 
 
 @dataclass(frozen=True)
+class IsMissing:
+    """1 where the value is missing, 0 where it is there: a mask, as a feature beside the filled one."""
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        return np.isnan(x).astype(np.float64)
+
+    def apply_value(self, x: float) -> float:
+        return 0.0 if x == x else 1.0
+
+
+@dataclass(frozen=True)
 class Clip:
     """Values below `low` become `low`, above `high` become `high`; None is no bound."""
 
@@ -116,9 +127,10 @@ class Quantile:
         return knots, levels, -knots[::-1], -levels[::-1]
 
 
-Step = Fill | Clip | Log1p | MinMax | Standard | Quantile
+Step = Fill | IsMissing | Clip | Log1p | MinMax | Standard | Quantile
 _STEPS: dict[str, type] = {
     "fill": Fill,
+    "is_missing": IsMissing,
     "clip": Clip,
     "log1p": Log1p,
     "min_max": MinMax,

@@ -6,7 +6,7 @@ from typing import Literal
 import pyarrow as pa
 
 from ..data.ids import Hash, Identity, IdTransform, Vocabulary
-from ..data.numeric import Fill
+from ..data.numeric import Fill, IsMissing
 from ..data.transforms import NumericTransform, Transforms
 from .codec import RowCodec
 
@@ -39,7 +39,7 @@ def raw_columns(transforms: Transforms) -> list[RawColumn]:
     out: dict[str, RawColumn] = {}
     for feature in transforms.features.values():
         if isinstance(feature, NumericTransform):
-            required = not any(isinstance(step, Fill) for step in feature.steps)
+            required = not any(isinstance(step, Fill | IsMissing) for step in feature.steps)
             column = RawColumn(feature.column, "number", "one", "", 1, required)
         else:
             table = transforms.tables[feature.table]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrec_models.pipelines.data import dense
-from torchrec_models.pipelines.data.numeric import Clip, Fill, Log1p, MinMax, Standard, Step, apply_steps, to_float
+from torchrec_models.pipelines.data.numeric import Clip, Fill, IsMissing, Log1p, MinMax, Standard, Step, apply_steps, to_float
 from torchrec_models.pipelines.data.values import Place
 
 PLACE = Place("log", "x")
@@ -15,6 +15,7 @@ NUMBERS = st.floats(-1e6, 1e6) | st.sampled_from([0.0, -0.0, 1.0, 0.1, 1e-310])
 STEPS = st.lists(
     st.builds(Fill, NUMBERS)
     | st.builds(Clip, st.none() | st.floats(-5, 0), st.none() | st.floats(1, 5))
+    | st.just(IsMissing())
     | st.builds(MinMax, st.floats(-3, 0), st.floats(0, 3))
     | st.builds(Standard, NUMBERS, st.sampled_from([0.0, 0.3, 7.0])),
     max_size=4,
@@ -41,15 +42,16 @@ def scales(steps: list[Step]) -> bool:
 def test_columns_have_the_bits_of_numpy(values: list, steps: list[Step], kind: pa.DataType, start: int) -> None:
     if pa.types.is_integer(kind):
         values = [None if v is None or v != v else int(v) for v in values]
+    chain = [*steps, Fill(2.0)] if steps[:1] == [IsMissing()] else [Fill(2.0), *steps]
     column = pa.array([*([None] * start), *values], pa.float64() if pa.types.is_floating(kind) else kind).cast(kind).slice(start)
     out = np.full((len(column), 3), -7, np.float32)
-    written = dense.encode_columns({1: (column, [Fill(2.0), *steps])}, out)
+    written = dense.encode_columns({1: (column, chain)}, out)
     if written:
-        expected = apply_steps([Fill(2.0), *steps], to_float(column, PLACE), PLACE)
+        expected = apply_steps(chain, to_float(column, PLACE), PLACE)
         assert out[:, 1].tobytes() == expected.tobytes()
-    elif not any(isinstance(step, Clip) and scales(steps[:i]) for i, step in enumerate(steps)):
+    elif not any(isinstance(step, Clip) and scales(chain[:i]) for i, step in enumerate(chain)):
         with pytest.raises(ValueError, match="does not become a finite"):
-            apply_steps([Fill(2.0), *steps], to_float(column, PLACE), PLACE)
+            apply_steps(chain, to_float(column, PLACE), PLACE)
     assert (out[:, [0, 2]] == -7).all()
 
 

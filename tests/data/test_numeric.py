@@ -57,6 +57,8 @@ def reference(steps: list, x: np.ndarray) -> np.ndarray:
             x = (x - present.mean()) / (present.std() or 1.0)
         elif step == "min_max":
             x = (x - present.min()) / (np.ptp(present) or 1.0)
+        elif step == "is_missing":
+            x = np.isnan(x).astype(float)
         elif "clip" in step:
             x = np.clip(x, *step["clip"])
         elif "fill" in step:
@@ -76,6 +78,8 @@ CHAINS = [
     ["log1p", {"quantile": 5}, "standard", {"fill": "median"}],
     [{"fill": -0.5}, "min_max", "log1p", "standard"],
     [{"fill": "mean"}],
+    ["is_missing"],
+    ["log1p", "is_missing", "standard"],
     [{"fill": 3}, {"clip": [2, None]}],
 ]
 
@@ -97,6 +101,14 @@ def test_steps_are_learned_in_order(steps: list, batch_rows: int) -> None:
 def test_passes_over_the_data(steps: list, num_passes: int) -> None:
     config = run_config({"x": {"kind": "numeric", "steps": steps}}).features["x"]
     assert NumericFit("x", config.steps, sample_rows=10).num_passes == num_passes
+
+
+@pytest.mark.parametrize(
+    "steps", [["is_missing", {"fill": 0}], [{"fill": "mean"}, "is_missing"], ["is_missing", "is_missing"]], ids=str
+)
+def test_a_mask_beside_a_fill_is_refused(steps: list) -> None:
+    with pytest.raises(ValueError, match=r"features.x.steps: .* after .* has no effect, nothing is missing after the first"):
+        fit_steps(steps, [1.0, None])
 
 
 def test_new_values_are_not_clipped_unless_asked() -> None:

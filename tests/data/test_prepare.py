@@ -513,8 +513,6 @@ def test_long_texts_are_cut_once_and_nothing_of_it_stays(tmp_path: Path, monkeyp
     texts = [",".join(map(str, generator.zipf(1.3, n) % 5000)) for n in generator.integers(0, 60, 20_000)]
     history = [None if i % 7 == 3 else text for i, text in enumerate(texts)]
     table = pa.table({"label": generator.integers(0, 2, 20_000), "history": history})
-        {"label": generator.integers(0, 2, 20_000), "history": [None if i % 7 == 3 else t for i, t in enumerate(texts)]}
-    )
     pq.write_table(table, tmp_path / "log.parquet", row_group_size=3000)
     features = {"history": {"kind": "sequence", "separator": ",", "max_len": 20, "ids": {"by": "vocabulary", "min_count": 3}}}
 

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from torchrec_models.pipelines.data.ids import Buckets, Hash, Identity, Vocabulary, hash_number, hash_numbers, hash_strings
-from torchrec_models.pipelines.data.numeric import Clip, Fill, Log1p, MinMax, Quantile, Standard
+from torchrec_models.pipelines.data.numeric import Clip, Fill, IsMissing, Log1p, MinMax, Quantile, Standard
 from torchrec_models.pipelines.data.plain_values import Undecided
 from torchrec_models.pipelines.data.transforms import IdsTransform, NumericTransform, Transforms
 from torchrec_models.pipelines.serving.codec import RowCodec
@@ -35,6 +35,8 @@ STEPS = {
     "filled": (Fill(1.5),),
     "clipped": (Fill(0.0), Clip(0.0, None), Log1p()),
     "log": (Log1p(),),
+    "mask": (IsMissing(),),
+    "scaled_mask": (IsMissing(), Standard(0.1, 0.3)),
     "min_max": (MinMax(-2.0, 5.0), Clip(-1.0, 1.0)),
     "constant": (Fill(1), MinMax(3.0, 3.0), Standard(0.1, 0.0)),
     "standard": (Fill(0.1), Standard(1 / 3, 1e-3)),
