@@ -1,6 +1,8 @@
-"""Training with the loader on, beside training on one cached batch: DeepFM on Frappe_x1, DARE + QNN-alpha on MovieLens-1M.
+"""Training with the loader on, beside training on one cached batch: DeepFM on Frappe_x1, DARE + QNN-alpha on MovieLens-1M, and two
+towers over two feature stores at two batch sizes.
 
     python -m benchmarks.data.ml1m_sequences ../shared/data/ml1m_loo FOLDER/ml1m_sequences
+    python -m benchmarks.data.make_pairs FOLDER/bids
     python -m benchmarks.profiles FOLDER
 
 Prepares each config into FOLDER and runs `trm profile` on it; merges the rows into benchmarks/results/profiles.json. Run it on a
@@ -16,7 +18,23 @@ from pathlib import Path
 from .record import ROOT, merge_rows
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy", "pyarrow")
-CONFIGS = {"frappe_deepfm": "configs/frappe/deepfm.yaml", "ml1m_dare_qnn": "configs/ml1m/dare_qnn.yaml"}
+SPLITS = ("train", "valid", "test")
+CONFIGS = {
+    "frappe_deepfm": "configs/frappe/deepfm.yaml",
+    "ml1m_dare_qnn": "configs/ml1m/dare_qnn.yaml",
+    "bids_two_tower_256": "configs/bids/two_tower.yaml",
+    "bids_two_tower_4096": "configs/bids/two_tower.yaml",
+}
+
+
+def overrides_of(name: str, folder: Path) -> list[str]:
+    """Where the rows are, and the batch size where a config is measured at several."""
+    if name.startswith("bids"):
+        stores = [f"data.stores.{store}.files={folder / 'bids' / f'{store}.parquet'}" for store in ("notices", "companies")]
+        size = name.rpartition("_")[2]
+        return [f"data.train={folder / 'bids' / 'pairs-*.parquet'}", *stores, f"train.batch_size={size}"]
+    rows = ROOT.parent / "shared" / "data" / "frappe_x1" if name.startswith("frappe") else folder / "ml1m_sequences"
+    return [f"data.{split}={rows / f'{split}.parquet'}" for split in SPLITS]
 
 
 def main() -> None:
@@ -25,11 +43,9 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", choices=CONFIGS, default=list(CONFIGS))
     parser.add_argument("--seconds", type=float, default=10.0, help="for each: loader, cached batch, both (default: 10)")
     args = parser.parse_args()
-    frappe = ROOT.parent / "shared" / "data" / "frappe_x1"
-    sources = {"frappe_deepfm": frappe, "ml1m_dare_qnn": args.folder / "ml1m_sequences"}
     for name in args.names:
-        overrides = [f"data.{split}={sources[name] / f'{split}.parquet'}" for split in ("train", "valid", "test")]
-        overrides += [f"data.cache={args.folder / 'cache' / name}", f"run={args.folder / 'runs' / name}"]
+        cache = args.folder / "cache" / name.removesuffix("_256").removesuffix("_4096")
+        overrides = [*overrides_of(name, args.folder), f"data.cache={cache}", f"run={args.folder / 'runs' / name}"]
         _trm("prepare", CONFIGS[name], *overrides)
         found = json.loads(_trm("profile", CONFIGS[name], *overrides, "--seconds", str(args.seconds), "--json"))
         del found["timeline"]

@@ -210,11 +210,9 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """From where the run stands to its last step, across epochs: the pipeline never runs dry between two of them."""
         first_epoch, first_batch = divmod(self.progress.step, self.loader.num_batches)
-        epochs = (
-            self.loader.epoch(epoch, start_batch=first_batch if epoch == first_epoch else 0)
-            for epoch in itertools.count(first_epoch)
-        )
-        return itertools.islice(itertools.chain.from_iterable(epochs), self.num_steps - self.progress.step)
+        num_epochs = -(-self.num_steps // self.loader.num_batches)
+        batches = self.loader.epochs(range(first_epoch, num_epochs), start_batch=first_batch)
+        return itertools.islice(batches, self.num_steps - self.progress.step)
 
     def _between_steps(self, monitor: Monitor, factor: float, watchdog: Watchdog | None) -> None:
         step, every = self.progress.step, self.config.train.checkpoint.every_steps

@@ -1,7 +1,10 @@
 """From shards to batches: a seeded order that does not depend on the number of processes, equal batch counts on every rank."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,7 +16,7 @@ from torchrec_models.schema import Schema
 from . import order
 from .gather import BatchGather, NativeGather, OpenWindow, Segment, StockGather
 from .native import native_gather
-from .read_ahead import read_ahead
+from .read_ahead import ReadAhead, read_ahead
 from .rows import BatchBuilder, Rows
 from .sampling import RowSampling
 from .shards import Cache, SplitData
@@ -140,6 +143,35 @@ class Loader:
         return read_ahead(
             lambda: self._batches(epoch, start_batch), depth=self._read_ahead_batches, name=f"loader-{self._split.name}"
         )
+
+    def epochs(self, numbers: Iterable[int], *, start_batch: int = 0) -> Generator[Batch, None, None]:
+        """The batches of several epochs, the first one from `start_batch` on: those of `epoch`, without a pause between two epochs,
+        as the rows of the next one are put in order while the last quarter of one is used."""
+        under_way: deque[ReadAhead[Batch]] = deque()
+        to_come = iter(numbers)
+
+        def begin(start: int) -> None:
+            for number in islice(to_come, 1):
+                name = f"loader-{self._split.name}-{number}"
+                under_way.append(ReadAhead(partial(self._batches, number, start), depth=self._read_ahead_batches, name=name))
+
+        try:
+            begin(start_batch)
+            left = self.num_batches - start_batch
+            while under_way:
+                for batch in under_way[0]:
+                    left -= 1
+                    if left <= self.num_batches // 4 and len(under_way) == 1:
+                        begin(0)
+                    yield batch
+                    del batch
+                if len(under_way) == 1:
+                    begin(0)
+                under_way.popleft().close()
+                left = self.num_batches
+        finally:
+            for reading in under_way:
+                reading.close()
 
     def _order(self, epoch: int) -> order.EpochOrder:
         if not self._shuffle:

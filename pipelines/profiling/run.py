@@ -4,7 +4,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from torch.profiler import record_function
 
 from torchrec_models.batch import Batch
 from torchrec_models.pipelines.config import RunConfig
-from torchrec_models.pipelines.data.loader import Loader
 from torchrec_models.pipelines.data.prepare import open_prepared
 from torchrec_models.pipelines.distributed import processes
 from torchrec_models.pipelines.monitor import LossCheck, TimedBatches
@@ -63,7 +62,7 @@ class Turns:
 
     def __init__(self, trainer: Trainer, log: Path | None) -> None:
         self._trainer, self._device = trainer, trainer.procs.device
-        self._loading = TimedBatches(_endless(trainer.loader))
+        self._loading = TimedBatches(trainer.loader.epochs(itertools.count()))
         one = next(self._loading)
         self._ways: dict[str, Iterator[Batch]] = {"cached": itertools.repeat(one), "both": self._loading}
         if self._device.type == "cuda":
@@ -151,7 +150,7 @@ class Turns:
     def _loader_alone(self, turn_seconds: float) -> float:
         """Full batches of all processes per second, were each as fast as this one."""
         num_rows, start = 0, time.perf_counter()
-        with closing(_endless(self._trainer.loader)) as batches:
+        with closing(self._trainer.loader.epochs(itertools.count())) as batches:
             for batch in batches:
                 num_rows += batch.num_rows
                 if (seconds := time.perf_counter() - start) > turn_seconds:
@@ -167,8 +166,3 @@ class Turns:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
-
-
-def _endless(loader: Loader) -> Generator[Batch, None, None]:
-    for epoch in itertools.count():
-        yield from loader.epoch(epoch)

@@ -330,3 +330,22 @@ def test_take_and_cat_agree_with_plain_indexing(schema: Schema) -> None:
     parts = Rows.cat([rows.take(index[i : i + 1]) for i in range(5)])
     assert_batches_equal(build(taken, index), build(parts, index))
     assert rows.take(index[:0]).num_rows == 0
+
+
+@BOTH
+@pytest.mark.parametrize("start_batch", [0, 5, 16])
+def test_epochs_in_a_row_are_the_epochs_one_by_one(cache: Cache, start_batch: int) -> None:
+    loader = Loader(cache, "train", batch_size=64, shuffle=True)
+    assert loader.num_batches == 16
+    expected = [ids for epoch in (3, 4, 5) for ids in (batch.row_id.tolist() for batch in loader.epoch(epoch))][start_batch:]
+    assert [batch.row_id.tolist() for batch in loader.epochs(range(3, 6), start_batch=start_batch)] == expected
+
+
+def test_epochs_that_are_dropped_leave_no_thread(cache: Cache) -> None:
+    before = threading.active_count()
+    batches = Loader(cache, "train", batch_size=64, shuffle=True).epochs(range(100))
+    for _ in range(14):  # two epochs are under way
+        next(batches)
+    assert threading.active_count() == before + 2
+    batches.close()
+    assert threading.active_count() == before
