@@ -27,9 +27,10 @@ class Profile:
 
     Attributes:
         loader: the loader alone.
-        cached, both: training on one cached batch over and over; training with the loader.
+        cached, varied, both: training on one cached batch over and over; on several in turn; with the loader.
         resident: as `cached`, the batch lying on the GPU already; None without a GPU.
-        reached: `both` as a share of `cached`, the median over rounds: turns of one round see the same machine.
+        reached, reached_of_varied: `both` as a share of `cached` and of `varied`, medians over rounds: turns of one round see the
+            same machine.
         wait_share: of the time with the loader on, waiting for the next batch.
         step_parts: part -> share of a step on the cached batch.
         gpu: see `GpuSamples.as_dict`; empty on a CPU.
@@ -43,9 +44,11 @@ class Profile:
     batch_size: int
     loader: Rate
     cached: Rate
+    varied: Rate
     both: Rate
     resident: Rate | None
     reached: float
+    reached_of_varied: float
     wait_share: float
     step_parts: Mapping[Part, float]
     gpu: Mapping[str, float | str]
@@ -58,7 +61,8 @@ class Profile:
 
     def render(self) -> str:
         """A table, and the verdict in words."""
-        rates = {"loader alone": self.loader, "training on a cached batch": self.cached, "training with the loader": self.both}
+        rates = {"loader alone": self.loader, "training on a cached batch": self.cached}
+        rates |= {"training on several in turn": self.varied, "training with the loader": self.both}
         if self.resident:
             rates["training on a batch on the GPU"] = self.resident
         workers = f"{self.num_processes} process(es) of {self.num_threads} thread(s)"

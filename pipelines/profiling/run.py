@@ -26,6 +26,7 @@ from .verdict import Part, Speeds, judge
 
 TIMELINE = "timeline.json"
 ROUNDS = 4
+VARIED_BATCHES = 16
 WARM_UP_STEPS = 20
 SETTLE_STEPS = 8  # at the start of a turn: batches in the pipeline are of the turn before, and the loader has read ahead
 PROFILED_STEPS = 20
@@ -63,8 +64,13 @@ class Turns:
     def __init__(self, trainer: Trainer, log: Path | None) -> None:
         self._trainer, self._device = trainer, trainer.procs.device
         self._loading = TimedBatches(trainer.loader.epochs(itertools.count()))
-        one = next(self._loading)
-        self._ways: dict[str, Iterator[Batch]] = {"cached": itertools.repeat(one), "both": self._loading}
+        some = list(itertools.islice(self._loading, VARIED_BATCHES))
+        one = some[0]
+        self._ways: dict[str, Iterator[Batch]] = {
+            "cached": itertools.repeat(one),
+            "varied": itertools.cycle(some),
+            "both": self._loading,
+        }
         if self._device.type == "cuda":
             self._ways["resident"] = itertools.repeat(one.to(self._device))
         self._monitor = trainer.monitor(log, self._loading, show=False)
@@ -85,12 +91,13 @@ class Turns:
         finally:
             self._monitor.close()
         resident = Rate.of(rates["resident"]) if on_gpu else None
-        reached = statistics.median(b / c for b, c in zip(rates["both"], rates["cached"]))
+        reached, of_varied = (statistics.median(b / c for b, c in zip(rates["both"], rates[way])) for way in ("cached", "varied"))
         loader, cached = Rate.of(rates["loader"]), Rate.of(rates["cached"])
         speeds = Speeds(
             loader=loader.per_second,
             cached=cached.per_second,
             reached=reached,
+            reached_of_varied=of_varied,
             shares=parts,
             resident=resident.per_second if resident else None,
         )
@@ -102,9 +109,11 @@ class Turns:
             batch_size=trainer.config.train.batch_size,
             loader=loader,
             cached=cached,
+            varied=Rate.of(rates["varied"]),
             both=Rate.of(rates["both"]),
             resident=resident,
             reached=reached,
+            reached_of_varied=of_varied,
             wait_share=wait_share,
             step_parts=parts,
             gpu=samples.as_dict() if on_gpu else {},

@@ -38,6 +38,8 @@ class Speeds:
     Attributes:
         loader, cached: batches per second of the loader alone, and of training on a cached batch.
         reached: speed of training with the loader, as a share of `cached`.
+        reached_of_varied: as a share of the speed on several cached batches in turn. Their rows of tables do not stay in the
+            processor's caches as those of one batch do, so this is what the loader itself costs.
         shares: of a step on a cached batch, by part.
         resident: as `cached`, of a batch that lies on the GPU already; None without a GPU.
     """
@@ -45,6 +47,7 @@ class Speeds:
     loader: float
     cached: float
     reached: float
+    reached_of_varied: float
     shares: Mapping[Part, float]
     resident: float | None = None
 
@@ -64,7 +67,7 @@ class Verdict:
 
 def judge(speeds: Speeds) -> Verdict:
     """What limits training, by how much, and what to change."""
-    if speeds.reached < REACHED:
+    if max(speeds.reached, speeds.reached_of_varied) < REACHED:
         return _input(speeds)
     shares = dict(speeds.shares)
     if speeds.resident:  # copies overlap with the step before: only what they delay counts
@@ -74,13 +77,13 @@ def judge(speeds: Speeds) -> Verdict:
     gain = 1.0 / (1.0 - share)
     text = (
         f"{NAMES[limit]}: {share:.0%} of a step. Without it, steps would be {gain:.2f} times as fast. The loader does not limit: "
-        f"training reaches {speeds.reached:.1%} of the speed on a cached batch"
+        f"training reaches {_reached(speeds)}"
     )
     return Verdict(limit, gain, text, ADVICE[limit])
 
 
 def _input(speeds: Speeds) -> Verdict:
-    gain = 1.0 / speeds.reached
+    gain = 1.0 / speeds.reached_of_varied
     made = f"the loader alone makes {speeds.loader:,.1f} batches a second and the model takes {speeds.cached:,.1f}"
     reason = made
     advice = (
@@ -94,7 +97,11 @@ def _input(speeds: Speeds) -> Verdict:
             "features make less to copy; a larger train.batch_size takes fewer turns of the interpreter"
         )
     text = (
-        f"{NAMES['input']}: training reaches {speeds.reached:.1%} of the speed on a cached batch; without waiting for its input it "
-        f"would be {gain:.2f} times as fast: {reason}"
+        f"{NAMES['input']}: training reaches {_reached(speeds)}; without waiting for its input it would be {gain:.2f} times as fast: "
+        f"{reason}"
     )
     return Verdict("input", gain, text, advice)
+
+
+def _reached(speeds: Speeds) -> str:
+    return f"{speeds.reached:.1%} of the speed on a cached batch, {speeds.reached_of_varied:.1%} of that on several in turn"

@@ -35,7 +35,7 @@ def test_a_profile_measures_all_and_touches_nothing(data: Path, capsys: pytest.C
     shown = json.loads(capsys.readouterr().out)
     assert not (data / f"run-{mode}").exists()
     assert shown["device"] == "the CPU" and shown["gpu"] == {} and shown["resident"] is None and shown["batch_size"] == 60
-    for way in ("loader", "cached", "both"):
+    for way in ("loader", "cached", "varied", "both"):
         assert shown[way]["per_second"] > 1 and len(shown[way]["rounds"]) == ROUNDS
     assert 0 <= shown["wait_share"] < 1 and shown["verdict"]["limit"] in ("input", *PARTS)
     parts = shown["step_parts"]
