@@ -97,8 +97,8 @@ def _input(speeds: Speeds) -> Verdict:
             "features make less to copy; a larger train.batch_size takes fewer turns of the interpreter"
         )
     text = (
-        f"{NAMES['input']}: training reaches {_reached(speeds)}; without waiting for its input it would be {gain:.2f} times as fast: "
-        f"{reason}"
+        f"{NAMES['input']}: training reaches {_reached(speeds)}; with an input that costs nothing it would be {gain:.2f} times as "
+        f"fast: {reason}"
     )
     return Verdict("input", gain, text, advice)
 
