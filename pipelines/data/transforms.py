@@ -84,7 +84,7 @@ class IdsTransform:
         if pa.types.is_null(column_type):
             return column.slice(0, 0), np.zeros(len(column) + 1, np.int64)
         if self.separator and is_cut(column_type) and not column.offset:
-            return column.values, column.offsets.to_numpy()
+            return column.values, column.offsets.to_numpy().copy()  # torch wants to be able to write
         if self.separator and not is_text(column_type):
             raise place.column_error(f"separator {self.separator!r} needs a text column, and this one has type {column_type}")
         if not self.separator and not is_list(column_type):
