@@ -39,7 +39,9 @@ def encode_columns(columns: Mapping[int, tuple[pa.Array, Sequence[Step]]], out: 
     function = _function() if len(out) >= _LEAST_ROWS else None
     if function is None:
         return set()
-    jobs, alive, positions = [], [], []
+    jobs: list[tuple[int, ...]] = []
+    alive: list[np.ndarray] = []  # what the jobs point to
+    positions: list[int] = []
     failed = np.zeros(len(columns), np.int32)
     for position, (column, steps) in columns.items():
         kind, coded = _kind(column.type), _coded(steps)

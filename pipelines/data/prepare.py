@@ -396,11 +396,11 @@ def _write(
         return share.batch.batch.num_rows, writer.encode(share)
 
     for split, source in sources.items():
-        kept = pieces if split == "train" and pieces and pieces.columns else None
-        wanted = source.only(set(source.arrow_schema.names) - kept.columns) if kept else source
+        cut = pieces if split == "train" and pieces and pieces.columns else None
+        wanted = source.only(set(source.arrow_schema.names) - cut.columns) if cut else source
         with (
             _bar(f"write {split if config.data.split is None else 'splits'}", source.num_rows, progress=progress) as bar,
-            closing(_batches(config, split, wanted, splitter, kept, workers=workers)) as batches,
+            closing(_batches(config, split, wanted, splitter, cut, workers=workers)) as batches,
             closing(in_order(encode, itertools.starmap(writer.share, batches), num_threads=workers)) as encoded,
         ):
             for num_rows, written in encoded:
