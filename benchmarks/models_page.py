@@ -92,21 +92,22 @@ def sequences() -> str:
             f"{row['auc']:.4f}",
             f"{row['gauc']:.4f}",
             f"{row['log_loss']:.4f}",
-            f"{row['seconds_per_epoch']}",
-            f"{row['rows_per_second']:,}",
+            f"{row['seconds_per_epoch']}" if row["seconds_per_epoch"] else "",
+            f"{row['rows_per_second']:,}" if row["rows_per_second"] else "",
             f"{row['num_parameters']['encoder']:,}",
             f"{row['num_parameters']['head']:,}",
             f"{row['num_parameters']['tables']:,}",
         )
         for row in found["rows"]
     ]
+    notes = "".join(f"\n\n{row['model']}: {row['note']}." for row in found["rows"] if row.get("note"))
     head = ("encoder", "test AUC", "gAUC", "log loss", "s per epoch", "rows/s", "encoder parameters", "head", "tables")
     return (
         "## Sequence encoders: MovieLens-1M, one protocol, one budget\n\n"
         "Each user's last film against 20 sampled by popularity, from the 50 before it; two epochs of 297,376 rows, batch 1024, "
         "one seed, untuned, on one thread (another job had the other core). `mean` is the mean of the history; `dare_qnn` is "
         "DARE in front of QNN-alpha. Row weights make the base rate .5.\n\n"
-        f"{table(head, rows)}\n\n{origin(found['rows'][-1])}"
+        f"{table(head, rows)}{notes}\n\n{origin(found['rows'][-1])}"
     )
 
 
