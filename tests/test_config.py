@@ -106,7 +106,8 @@ MALFORMED: dict[str, tuple[str, list[str]]] = {
     "in a feature, its kind misspelt as well": (
         features(user={"kind": "categorcal", "poolin": "sum", "ids": {"by": "hsh", "bukets": 4}}),
         [
-            "features.user.kind: given 'categorcal'; allowed: categorical, sequence, numeric, covisitation; did you mean 'categorical'?",
+            "features.user.kind: given 'categorcal'; allowed: categorical, sequence, numeric, covisitation"
+            "; did you mean 'categorical'?",
             "features.user.ids.by: given 'hsh'; allowed: vocabulary, hash, bucketize, identity; did you mean 'hash'?",
             f"features.user.poolin: unknown key (given 'sum'); did you mean 'pooling'? Allowed here: {CATEGORICAL}",
             "features.user.ids.bukets: unknown key (given 4); did you mean 'buckets'? Allowed here: by, buckets, seed, null",
