@@ -33,8 +33,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen:
+    def hear_interrupts() -> None:  # which a shell's background jobs do not, and hand on
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    command = [sys.executable, "-m", *words]
     with log.open("a") as file:
-        return subprocess.Popen([sys.executable, "-m", *words], env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT, preexec_fn=hear_interrupts)
 
 
 def last_step(run: Path) -> int:
