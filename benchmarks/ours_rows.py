@@ -9,8 +9,9 @@ import torch
 
 from torchrec_models.batch import Batch
 from torchrec_models.pipelines.config import RunConfig, TrainConfig
+from torchrec_models.pipelines.data.manifest import write_manifest
 from torchrec_models.pipelines.data.rows import BatchBuilder, Rows
-from torchrec_models.pipelines.data.shard_writer import ShardWriter, write_manifest
+from torchrec_models.pipelines.data.shard_writer import ShardWriter
 from torchrec_models.pipelines.data.shards import Cache
 from torchrec_models.schema import Feature, Schema, Table, Task
 

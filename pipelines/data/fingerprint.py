@@ -6,8 +6,9 @@ from typing import Any
 
 from torchrec_models.pipelines.config import QueryConfig, RunConfig
 
+from .checksums import checksum_of_json
 from .files import FileInfo, find_files
-from .shards import FORMAT_VERSION, checksum_of_json
+from .manifest import FORMAT_VERSION
 from .snapshots import query_files
 
 _NO_INFLUENCE = {"cache": True, "memory_budget_mib": True, "split": {"fold"}}  # one cache serves all folds

@@ -6,8 +6,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from .shard_writer import fsync, naming
-from .shards import FileEntry, Shard
+from .checksums import FileEntry
+from .durable import fsync, naming
+from .shards import Shard
 
 
 class Journal:

@@ -14,7 +14,7 @@ import pyarrow.ipc
 
 from ..config import RunConfig
 from ..config.data import SequenceConfig, VocabularyIds, raw_columns
-from .shard_writer import naming
+from .durable import naming
 from .sources import Source, SourceBatch, uses
 
 

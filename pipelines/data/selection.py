@@ -18,9 +18,10 @@ from torch import Tensor
 
 from torchrec_models.pipelines.config import RunConfig
 
+from .checksums import FileEntry
+from .durable import fsync
 from .fingerprint import differences
-from .shard_writer import fsync
-from .shards import Cache, FileEntry
+from .shards import Cache
 
 FORMAT = "torchrec-models selection"
 FORMAT_VERSION = 1

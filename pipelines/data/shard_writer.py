@@ -1,56 +1,23 @@
 """Writing shards: appended to as rows arrive, so memory holds one batch and never a shard."""
 
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
 from torchrec_models.schema import Schema
 
+from .checksums import FileEntry
+from .durable import fsync, naming
 from .rows import Rows, list_valued
-from .shards import (
-    FORMAT,
-    FORMAT_VERSION,
-    MANIFEST,
-    NPY_HEADER_BYTES,
-    SIDECARS,
-    FileEntry,
-    Shard,
-    StoreData,
-    array_files,
-    checksum_of_json,
-)
+from .shards import NPY_HEADER_BYTES, SIDECARS, Shard, array_files
 
 _MOST_INCOMPLETE = 2  # shards of a split that wait for the disk
 _SIDECAR_CHUNK_ROWS = 1 << 16  # side columns are cut here, whatever batches they came in, so that equal rows give equal files
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Puts the path into an OSError that lacks it (a full disk is reported by write, which only knows a number)."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def fsync(path: Path) -> None:
-    """Forces a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with naming(path):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _GrowingArray:
@@ -234,46 +201,3 @@ class ShardWriter:
         if self._on_finished is not None:
             self._on_finished(shard)
         return shard
-
-
-def write_manifest(
-    folder: Path,
-    *,
-    schema: Schema,
-    shards: dict[str, list[Shard]],
-    fingerprint: str,
-    inputs: Any,
-    versions: dict[str, str],
-    stores: Sequence[StoreData] = (),
-) -> None:
-    """Writes the manifest of a folder whose shards and transforms are complete, durably, in one rename.
-
-    Args:
-        inputs: what the fingerprint was made of (sources and settings).
-        versions: package name -> version.
-    """
-    transforms = folder / "transforms"
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "fingerprint": fingerprint,
-        "inputs": inputs,
-        "versions": versions,
-        "schema": schema.to_dict(),
-        "transforms": {
-            str(path.relative_to(transforms)): vars(FileEntry.of(path)) for path in sorted(transforms.rglob("*")) if path.is_file()
-        },
-        "splits": {
-            name: {"num_rows": sum(s.num_rows for s in of_split), "shards": [s.to_json() for s in of_split]}
-            for name, of_split in shards.items()
-        },
-    }
-    if stores:
-        manifest["stores"] = {store.name: store.to_json() for store in stores}
-    manifest["checksum"] = checksum_of_json(json.loads(json.dumps(manifest)))
-    path = folder / f"{MANIFEST}.tmp"
-    with naming(path):
-        path.write_text(json.dumps(manifest, indent=1))
-    fsync(path)
-    path.rename(folder / MANIFEST)
-    fsync(folder)

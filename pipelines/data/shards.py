@@ -12,8 +12,6 @@
 `np.load` and `pyarrow.ipc` read every file.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,32 +24,16 @@ import torch
 
 from torchrec_models.schema import Schema
 
+from .checksums import FileEntry
+from .manifest import read_manifest
 from .rows import Rows, list_valued, single_valued
 from .stores import Join, Store, stored_schema
 
 if TYPE_CHECKING:
     from .transforms import Transforms
 
-FORMAT = "torchrec-models cache"
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 SIDECARS = "sidecars.arrow"
 NPY_HEADER_BYTES = 128  # what numpy writes for every shape of ours; the shard writer asserts it
-_READ_BYTES = 1 << 24
-
-
-def checksum_of_file(path: Path) -> str:
-    """BLAKE2b-128 of a file's bytes, in hex."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while chunk := file.read(_READ_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def checksum_of_json(value: Any) -> str:
-    """BLAKE2b-128 of a JSON value, whatever the order of its keys."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def array_files(schema: Schema) -> dict[str, tuple[np.dtype, int | None]]:
@@ -67,37 +49,6 @@ def array_files(schema: Schema) -> dict[str, tuple[np.dtype, int | None]]:
         files[f"list_{i:03d}.values.npy"] = (np.dtype("<i4"), None)
         files[f"list_{i:03d}.offsets.npy"] = (np.dtype("<i8"), None)
     return files
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """What the manifest says of a file."""
-
-    bytes: int
-    checksum: str
-
-    @classmethod
-    def of(cls, path: Path) -> "FileEntry":
-        return cls(path.stat().st_size, checksum_of_file(path))
-
-    def check_size(self, path: Path) -> None:
-        """Raises ValueError if the file is missing or has another size."""
-        if not path.is_file():
-            raise ValueError(f"{path}: missing from the cache; prepare again with --force")
-        size = path.stat().st_size
-        if size != self.bytes:
-            raise ValueError(
-                f"{path}: altered after it was prepared ({size} bytes, expected {self.bytes}); prepare again with --force"
-            )
-
-    def check(self, path: Path) -> None:
-        """Raises ValueError if the file is missing or any byte of it differs."""
-        self.check_size(path)
-        found = checksum_of_file(path)
-        if found != self.checksum:
-            raise ValueError(
-                f"{path}: altered after it was prepared (checksum {found}, expected {self.checksum}); prepare again with --force"
-            )
 
 
 @dataclass(frozen=True)
@@ -375,30 +326,3 @@ class Cache:
         """Reads every byte. Raises ValueError naming the first file that is missing or altered."""
         for path, entry in self.files():
             entry.check(path)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished cache.
-
-    Raises:
-        ValueError: if there is none, or it is altered, or of another format version.
-    """
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise ValueError(f"no cache at {folder}; run `trm prepare CONFIG` first")
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a finished cache (it has no {MANIFEST}); run `trm prepare CONFIG`")
-    try:
-        manifest = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: truncated or altered ({error}); prepare again with --force") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path}: not the manifest of a {FORMAT}")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{folder}: written in cache format {manifest.get('format_version')}, this version reads format {FORMAT_VERSION}; "
-            "prepare again with --force"
-        )
-    if manifest.pop("checksum", None) != checksum_of_json(manifest):
-        raise ValueError(f"{path}: altered after it was prepared (its checksum does not match); prepare again with --force")
-    return manifest

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..config import QueryConfig, RunConfig
+from .checksums import checksum_of_json
 from .database_types import storable
 from .databases import database_file, open_query
+from .durable import fsync, naming
 from .parquet_files import check_columns
-from .shard_writer import fsync, naming
-from .shards import checksum_of_json
 
 _KEY = b"torchrec_models.query"
 _SHARE_OF_BUDGET = 16

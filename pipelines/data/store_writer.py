@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from ..config import RunConfig
+from .checksums import FileEntry
+from .durable import fsync, naming
 from .rows import single_valued
-from .shard_writer import fsync, naming
-from .shards import FileEntry, Shard, StoreData
+from .shards import Shard, StoreData
 from .store_files import KEYS, Keys, StoreSource, encode_store, store_features
 from .stores import reference, stored_schema
 from .transforms import Transforms

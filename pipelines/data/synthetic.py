@@ -10,8 +10,9 @@ import torch
 
 from torchrec_models.schema import Schema
 
+from .manifest import write_manifest
 from .rows import Rows, list_valued, single_valued
-from .shard_writer import ShardWriter, write_manifest
+from .shard_writer import ShardWriter
 from .shards import Cache
 
 _NUM_TAGS = 20

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from torchrec_models.pipelines.data.shards import MANIFEST
+from torchrec_models.pipelines.data.manifest import MANIFEST
 
 
 def cache_folder(target: Path) -> Path:

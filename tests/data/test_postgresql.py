@@ -228,7 +228,7 @@ def test_an_interrupted_prepare_goes_on_with_the_rows_that_were_read(tmp_path: P
     run(uri, "CREATE TABLE fading AS SELECT i::text AS x, i % 2 AS y FROM generate_series(1, 50) i")
     config = small(tmp_path, uri, "SELECT * FROM fading")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("torchrec_models.pipelines.data.prepare._fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("torchrec_models.pipelines.data.build.fit_rows", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         prepare(config, progress=False)
     run(uri, "TRUNCATE fading")
     assert prepare(config, progress=False).split("train").num_rows == 50

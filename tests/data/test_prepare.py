@@ -318,7 +318,7 @@ def interrupt_before_the_manifest(folder: Path, monkeypatch: pytest.MonkeyPatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("torchrec_models.pipelines.data.prepare.write_manifest", stop)
+        patch.setattr("torchrec_models.pipelines.data.build.write_manifest", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(config_of(folder), progress=False)
 
@@ -530,7 +530,7 @@ def test_long_texts_are_cut_once_and_nothing_of_it_stays(tmp_path: Path, monkeyp
     assert num_batches > 1
 
     with monkeypatch.context() as patch:
-        patch.setattr("torchrec_models.pipelines.data.prepare.write_stores", interrupted)
+        patch.setattr("torchrec_models.pipelines.data.build.write_stores", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(config("resumed"), progress=False)
     assert len(list(tmp_path.glob("resumed.partial-*/pieces/*"))) == num_batches

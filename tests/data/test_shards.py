@@ -10,9 +10,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+from torchrec_models.pipelines.data.checksums import checksum_of_json
+from torchrec_models.pipelines.data.manifest import write_manifest
 from torchrec_models.pipelines.data.rows import Rows
-from torchrec_models.pipelines.data.shard_writer import ShardWriter, write_manifest
-from torchrec_models.pipelines.data.shards import Cache, checksum_of_json
+from torchrec_models.pipelines.data.shard_writer import ShardWriter
+from torchrec_models.pipelines.data.shards import Cache
 from torchrec_models.pipelines.data.synthetic import random_cache, random_rows
 from torchrec_models.schema import Schema
 
