@@ -401,12 +401,13 @@ MALFORMED: dict[str, tuple[str, list[str]]] = {
     ),
     "options of features, labels and files": (
         data(format="parquet", column_names=["a"], null_values=["NA"])
-        + features(user={"kind": "categorical", "separator": "|", "side": "query"})
+        + features(user={"kind": "categorical", "separator": "|", "keep": "last", "side": "query"})
         + "labels: {click: {kind: regression, above: 3, positive_weight: 2}}\nretrieval: {candidate_id: user}",
         [
             "data.column_names: has no effect with format: parquet; leave it out",
             "data.null_values: has no effect with format: parquet; leave it out",
             "features.user.separator: has no effect with max_len: 1, one id per row; leave it out",
+            "features.user.keep: has no effect with max_len: 1, one id per row; leave it out",
             "labels.click.above: has no effect with kind: regression; leave it out",
             "labels.click.positive_weight: has no effect with kind: regression; leave it out",
             "retrieval: has no effect with model deepfm, which ranks; leave it out",

@@ -163,7 +163,7 @@ def _table_problems(config: "RunConfig", at: At) -> Iterator[str]:
                 if getattr(feature, key) is not None:
                     yield f"{here}.{key}: belongs to the table that the feature shares; give it at {owner_path}.{key}"
         if feature.kind == "categorical" and feature.max_len == 1:
-            yield from _unused(feature, here, ("separator", "pooling"), "with max_len: 1, one id per row")
+            yield from _unused(feature, here, ("separator", "keep", "pooling"), "with max_len: 1, one id per row")
     for name in config.tables:
         if name not in used:
             yield f"{at('tables', name)}: no feature reads it, so it would never be trained{nearest(name, sorted(used))}"

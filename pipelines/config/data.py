@@ -134,7 +134,10 @@ class TableConfig(Section):
 
 
 class CategoricalConfig(Section):
-    """Ids. `max_len: 1` is one id per row; more is a bag to pool, from a list column or a string cut at `separator`."""
+    """Ids. `max_len: 1` is one id per row; more is a bag to pool, from a list column or a string cut at `separator`.
+
+    `keep` says which end of a longer list survives `max_len`.
+    """
 
     kind: Literal["categorical"]
     column: str = ""
@@ -145,6 +148,7 @@ class CategoricalConfig(Section):
     init_std: float | None = Field(None, ge=0)
     max_len: int = Field(1, ge=1)
     separator: str = ""
+    keep: Literal["first", "last"] = "first"
     pooling: Pooling = "sum"
     side: Side = ""
 

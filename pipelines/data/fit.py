@@ -117,7 +117,7 @@ class Fitter:
             many=isinstance(feature, SequenceConfig) or feature.max_len > 1,
             max_len=feature.max_len,
             separator=feature.separator,
-            keep=feature.keep if isinstance(feature, SequenceConfig) else "first",
+            keep=feature.keep,
             aligned_with=feature.aligned_with if isinstance(feature, SequenceConfig) else "",
         )
 

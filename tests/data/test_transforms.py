@@ -22,6 +22,7 @@ FEATURES = {
     "age": {"kind": "numeric", "steps": [{"fill": "mean"}, "standard"]},
     "age_bucket": {"kind": "categorical", "column": "age", "ids": {"by": "bucketize", "num_buckets": 4}},
     "tags": {"kind": "categorical", "max_len": 2, "separator": "|"},
+    "last_tags": {"kind": "categorical", "max_len": 2, "separator": "|", "keep": "last", "column": "tags"},
     "history": {"kind": "sequence", "max_len": 3, "table": "item"},
     "first": {"kind": "sequence", "max_len": 2, "keep": "first", "column": "history", "table": "item"},
     "city": {"kind": "categorical", "ids": {"by": "identity", "num_rows": 8}},
@@ -115,6 +116,17 @@ def test_lists_keep_the_right_end(transforms: Transforms) -> None:
         values, offsets = encoded.ids[name]
         for i, row in enumerate(table["history"].to_pylist()):
             expected = [vocabulary.index(v) + 1 if v in vocabulary else 0 for v in (row or [])[keep]]
+            assert values[offsets[i] : offsets[i + 1]].tolist() == expected
+
+
+def test_bags_keep_the_end_that_is_asked_for(transforms: Transforms) -> None:
+    table = raw(8, seed=3)
+    encoded = transforms.encode(table)
+    for name, keep in (("tags", slice(0, 2)), ("last_tags", slice(-2, None))):
+        vocabulary = transforms.tables[name].values.to_pylist()
+        values, offsets = encoded.ids[name]
+        for i, row in enumerate(table["tags"].to_pylist()):
+            expected = [vocabulary.index(v) + 1 if v in vocabulary else 0 for v in (row or "").split("|")[keep] if v]
             assert values[offsets[i] : offsets[i + 1]].tolist() == expected
 
 
