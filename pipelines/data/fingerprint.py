@@ -22,6 +22,9 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         del data["stores"]
         for feature in features.values():
             feature.pop("store", None)
+    for feature in features.values():
+        if feature["kind"] == "categorical" and feature["keep"] == "first":  # as in the caches of earlier releases
+            del feature["keep"]
     return {
         "format_version": FORMAT_VERSION,
         "data": data,
