@@ -1,9 +1,10 @@
 """A table of any size through a trained model: rows stream in, predictions stream out in the same order."""
 
+import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
+from torchrec_models.batch import Batch
+
 from . import checkpoint
 from .config import QueryConfig, RunConfig
 from .config.masking import MASK
 from .data.covisitation_state import CovisitationState, load_states, with_states
+from .data.parallel import in_order
 from .data.rows import BatchBuilder, Rows
 from .data.snapshots import check_query_columns, snapshot_path, take_snapshot
 from .data.sources import Source, open_source
@@ -39,23 +43,31 @@ def predict(
     inputs: Sequence[str] | QueryConfig,
     out: Path,
     *,
+    row_id: str = "",
+    columns: Sequence[str] = (),
     which: str = "best",
     batch_rows: int = 16_384,
+    workers: int = 0,
     progress: bool = True,
 ) -> PredictResult:
     """Score raw rows with a run's best (or last) checkpoint, on any number of processes.
+
+    Rows are decoded and encoded by threads while earlier ones are scored and written; memory holds a few batches.
 
     Args:
         path: a run or checkpoint folder.
         inputs: files, globs or folders with the raw feature columns, or a query that gives them; labels are not needed. The rows of
             a query are read once, to a file beside the output that is removed in the end. Stores are read as their files are now.
-        out: .parquet or .csv. Columns: the config's row id (or `row`, the position), then one per task: the probability
+        out: .parquet or .csv. Columns: the row id (or `row`, the position), then one per task: the probability
             (binary) or the value (regression). Written under another name and renamed when complete.
+        row_id: column of the rows that identifies them; default: the config's `data.row_id`.
+        columns: names for the output's columns, one for each; default: that of the row id, and those of the tasks.
         batch_rows: rows scored at a time, over all processes.
+        workers: threads that encode; 0: one per core, shared by the processes.
 
     Raises:
-        ValueError: wrong suffix, an output that is also an input, unreadable input, values that the transforms refuse; names
-            file, column and row.
+        ValueError: wrong suffix, wrong number of column names, an output that is also an input, unreadable input, values that
+            the transforms refuse; names file, column and row.
         CheckpointError: no usable checkpoint.
     """
     check_output(out)
@@ -70,26 +82,30 @@ def predict(
         transforms = Transforms.load(folder / "transforms")
         built = build_task(config, schema, procs)
         checkpoint.load_weights(folder, built.state_dict(), averaged=config.train.ema > 0)
-        row_id = [config.data.row_id] if config.data.row_id else []
+        row_id = row_id or config.data.row_id
+        sink = PredictionFile(out, [t.name for t in schema.tasks], row_id, columns=columns, enabled=procs.is_first)
         computed = load_states(folder / "transforms")
         encode, join = read_stores(config, transforms)
         given = [column for column in encode.columns if column not in computed]
-        columns = list(dict.fromkeys([*given, *(column for state in computed.values() for column in state.columns), *row_id]))
+        of_states = (column for state in computed.values() for column in state.columns)
+        read = list(dict.fromkeys([*given, *of_states, *([row_id] if row_id else [])]))
         per_process = -(-batch_rows // procs.world_size)
+        workers = workers or max(1, len(os.sched_getaffinity(0)) // procs.world_size)
         num_rows = 0
         with ExitStack() as stack:
-            source = stack.enter_context(_opened(config, inputs, columns, out, procs, progress=progress))
+            source = stack.enter_context(_opened(config, inputs, read, out, procs, progress=progress))
             stack.enter_context(evaluation_mode(built))
-            sink = PredictionFile(out, [t.name for t in schema.tasks], config.data.row_id, enabled=procs.is_first)
             writer = stack.enter_context(sink)
             hidden = not (progress and procs.is_first)
             bar = stack.enter_context(tqdm(total=source.num_rows, desc="predicting", unit="row", unit_scale=True, disable=hidden))
             binary = torch.tensor([t.kind == "binary" for t in schema.tasks], device=procs.device)
-            scorer = _Scorer(built, encode, join, computed, BatchBuilder(schema), binary, procs)
-            for chunk in _chunks(source, per_process * procs.world_size):
-                scores = _score(chunk, scorer, per_process)
+            encoder = _Encoder(encode, join, computed, BatchBuilder(schema), procs, per_process)
+            chunks = stack.enter_context(closing(_chunks(source, per_process * procs.world_size, workers=workers)))
+            encoded = stack.enter_context(closing(in_order(encoder, chunks, num_threads=workers)))
+            for chunk, batch in encoded:
+                scores = _score(batch, built, binary, procs)[: chunk.num_rows]
                 if procs.is_first:
-                    writer.write(chunk.column(config.data.row_id), scores, first_row=num_rows)
+                    writer.write(chunk.column(row_id), scores, first_row=num_rows)
                 num_rows += chunk.num_rows
                 bar.update(chunk.num_rows)
     return PredictResult(num_rows, out, time.perf_counter() - start)
@@ -175,11 +191,11 @@ class _Chunk:
         return out
 
 
-def _chunks(source: Source, rows: int) -> Iterator[_Chunk]:
+def _chunks(source: Source, rows: int, *, workers: int) -> Generator[_Chunk, None, None]:
     """The source in pieces of exactly `rows` rows (the last one may be shorter), independent of files and row groups."""
     pieces: list[tuple[pa.RecordBatch, str, int]] = []
     have = 0
-    for part in source.batches():
+    for part in source.batches(num_threads=0 if workers == 1 else -(-workers // 2)):
         start = 0
         while start < part.batch.num_rows:
             take = min(rows - have, part.batch.num_rows - start)
@@ -192,29 +208,34 @@ def _chunks(source: Source, rows: int) -> Iterator[_Chunk]:
         yield _Chunk(pieces)
 
 
-def _score(chunk: _Chunk, scorer: "_Scorer", per_process: int) -> np.ndarray:
-    """[chunk rows, T] on every process: each encodes and scores its slice, short slices filled with a repeated row."""
-    procs = scorer.procs
-    share = min(per_process, -(-chunk.num_rows // procs.world_size))
-    first = min(procs.rank * share, chunk.num_rows)
-    mine = chunk.slice(first, min(first + share, chunk.num_rows)) or chunk.slice(0, 1)
-    parts = []
-    for raw, where, first_row in mine:
-        batch = with_states(scorer.computed, raw, where=where, first_row=first_row)
-        parts.append(scorer.join(scorer.encode(batch, where=where, first_row=first_row)))
-    rows = Rows.cat(parts)
-    index = torch.arange(share).clamp(max=rows.num_rows - 1)
-    logits_BT = scorer.built.plain.model(scorer.build(rows.take(index), index).to(procs.device)).float()
-    scores_BT = torch.where(scorer.binary, logits_BT.sigmoid(), logits_BT)
-    return procs.gather_rows(scores_BT).cpu().numpy()[: chunk.num_rows]
-
-
 @dataclass(frozen=True)
-class _Scorer:
-    built: Built
+class _Encoder:
+    """What this process scores of a chunk: its slice, short slices filled with a repeated row."""
+
     encode: LogEncoder
     join: Join
     computed: dict[str, CovisitationState]
     build: BatchBuilder
-    binary: torch.Tensor
     procs: Processes
+    per_process: int
+
+    def __call__(self, chunk: _Chunk) -> tuple[_Chunk, Batch]:
+        share = min(self.per_process, -(-chunk.num_rows // self.procs.world_size))
+        first = min(self.procs.rank * share, chunk.num_rows)
+        mine = chunk.slice(first, min(first + share, chunk.num_rows)) or chunk.slice(0, 1)
+        parts = []
+        for raw, where, first_row in mine:
+            batch = with_states(self.computed, raw, where=where, first_row=first_row)
+            parts.append(self.join(self.encode(batch, where=where, first_row=first_row)))
+        rows = Rows.cat(parts)
+        index = torch.arange(share)
+        if rows.num_rows < share:
+            rows = rows.take(index.clamp(max=rows.num_rows - 1))
+        return chunk, self.build(rows, index)
+
+
+def _score(batch: Batch, built: Built, binary: torch.Tensor, procs: Processes) -> np.ndarray:
+    """[rows of all processes, T] on every process."""
+    logits_BT = built.plain.model(batch.to(procs.device)).float()
+    scores_BT = torch.where(binary, logits_BT.sigmoid(), logits_BT)
+    return procs.gather_rows(scores_BT).cpu().numpy()

@@ -1,10 +1,15 @@
 """Predictions to Parquet or CSV, in the order of the rows."""
 
+import csv
+import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -21,19 +26,47 @@ def check_not_input(out: Path, inputs: list[str]) -> None:
         raise ValueError(f"output {out}: is one of the inputs and would replace it; give another name")
 
 
+class _Csv:
+    """Text with a header; quotes stand only where a name or a value needs them."""
+
+    def __init__(self, path: Path, columns: list[str]) -> None:
+        self._file: BinaryIO = path.open("wb")
+        header = io.StringIO()
+        csv.writer(header, lineterminator="\n").writerow(columns)
+        self._file.write(header.getvalue().encode())
+
+    def write_table(self, table: pa.Table) -> None:
+        ids = table.column(0)
+        is_text = pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)
+        plain = not is_text or not pc.any(pc.match_substring_regex(ids, '[",\r\n]|^$')).as_py()
+        options = pa.csv.WriteOptions(include_header=False, quoting_style="none" if plain else "needed")
+        pa.csv.write_csv(table, self._file, options)
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class PredictionFile:
     """Writes batches of predictions; nothing bears the final name before the last row is on disk.
 
     Args:
-        tasks: names of the prediction columns.
+        tasks: names of the predictions.
         id_name: the column that identifies rows; empty writes `row`, their position.
+        columns: names for the file's columns, that of the row id first; none: `id_name` (or `row`) and `tasks`.
         enabled: false writes nothing (processes other than the first).
+
+    Raises:
+        ValueError: for a wrong number of `columns`, and for a name given twice.
     """
 
-    def __init__(self, out: Path, tasks: list[str], id_name: str, *, enabled: bool = True) -> None:
-        self.out, self.tasks, self.id_name, self.enabled = out, tasks, id_name, enabled
+    def __init__(self, out: Path, tasks: list[str], id_name: str, *, columns: Sequence[str] = (), enabled: bool = True) -> None:
+        usual = [id_name or "row", *tasks]
+        self.out, self.columns, self.enabled = out, list(columns) or usual, enabled
+        if len(self.columns) != len(usual) or len(set(self.columns)) < len(usual) or not all(self.columns):
+            given, wanted = ",".join(self.columns), ",".join(usual)
+            raise ValueError(f"columns: given {given!r}; must be {len(usual)} different names, to stand for {wanted}")
         self.partial = out.with_name(out.name + ".partial")
-        self._sink: pq.ParquetWriter | pa.csv.CSVWriter | None = None
+        self._sink: pq.ParquetWriter | _Csv | None = None
 
     def __enter__(self) -> "PredictionFile":
         if self.enabled:
@@ -49,11 +82,10 @@ class PredictionFile:
         """
         if ids is None:
             ids = pa.array(np.arange(first_row, first_row + len(scores_NT)))
-        columns = {self.id_name or "row": ids} | {t: pa.array(scores_NT[:, i]) for i, t in enumerate(self.tasks)}
-        table = pa.table(columns)
+        table = pa.table([ids, *(pa.array(scores) for scores in scores_NT.T)], names=self.columns)
         if self._sink is None:
-            make = pq.ParquetWriter if self.out.suffix == ".parquet" else pa.csv.CSVWriter
-            self._sink = make(str(self.partial), table.schema)
+            is_parquet = self.out.suffix == ".parquet"
+            self._sink = pq.ParquetWriter(str(self.partial), table.schema) if is_parquet else _Csv(self.partial, self.columns)
         self._sink.write_table(table)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

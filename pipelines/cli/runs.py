@@ -32,6 +32,10 @@ def add(verbs: argparse._SubParsersAction) -> None:
     predict.add_argument("--query", default="", help="a SELECT that gives the rows, instead of files")
     predict.add_argument("--uri", default="", help="of the database; default: that of the run's config (data.test, valid or train)")
     predict.add_argument("--out", type=Path, required=True, help="predictions.parquet or predictions.csv")
+    predict.add_argument("--row-id", default="", metavar="COLUMN", help="column that identifies rows; default: data.row_id")
+    predict.add_argument(
+        "--columns", default="", metavar="ID,TASK,...", help="names for the output's columns; default: row id and tasks"
+    )
     predict.add_argument("--batch-rows", type=int, default=16_384, help="rows scored at a time (default: 16384)")
 
     export = add_verb(
@@ -91,16 +95,19 @@ def _predict(args: argparse.Namespace) -> None:
         raise ValueError("give files to predict, or --query (either, not both)")
     if args.uri and not args.query:
         raise ValueError("--uri: has no effect without --query")
+    columns = args.columns.split(",") if args.columns else []
     if is_bundle(args.run):
         if args.query:
             raise ValueError(f"{args.run} is a bundle, which reads files; give --query with the folder of a run")
-        num_rows, seconds = predict_files(args.run, args.inputs, args.out, batch_rows=args.batch_rows)
+        num_rows, seconds = predict_files(
+            args.run, args.inputs, args.out, row_id=args.row_id, columns=columns, batch_rows=args.batch_rows
+        )
         print(f"{args.out}: {num_rows:,} rows in {seconds:.1f} s ({num_rows / seconds:,.0f} rows/s, ONNX Runtime)")
         return
     from torchrec_models.pipelines.predict import predict, query_of_run
 
     inputs = query_of_run(args.run, args.query, uri=args.uri, which=args.which) if args.query else args.inputs
-    result = predict(args.run, inputs, args.out, which=args.which, batch_rows=args.batch_rows)
+    result = predict(args.run, inputs, args.out, row_id=args.row_id, columns=columns, which=args.which, batch_rows=args.batch_rows)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"{result.out}: {result.num_rows:,} rows in {result.seconds:.1f} s ({result.num_rows / result.seconds:,.0f} rows/s)")
 

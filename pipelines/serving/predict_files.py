@@ -31,6 +31,8 @@ def predict_files(
     inputs: Sequence[str],
     out: Path,
     *,
+    row_id: str = "",
+    columns: Sequence[str] = (),
     batch_rows: int = 16_384,
     num_threads: int | None = None,
     progress: bool = True,
@@ -39,7 +41,9 @@ def predict_files(
 
     Args:
         inputs: files, globs or folders with the raw feature columns.
-        out: .parquet or .csv: the config's row id (or `row`, the position), then one column per task.
+        out: .parquet or .csv: the row id (or `row`, the position), then one column per task.
+        row_id: column of the rows that identifies them; default: the config's `data.row_id`.
+        columns: names for the output's columns, one for each; default: that of the row id, and those of the tasks.
         num_threads: of ONNX Runtime; default: one per core.
 
     Returns:
@@ -56,21 +60,22 @@ def predict_files(
     if not bundle.tasks:
         raise ValueError(f"{path} is a retrieval model: it gives vectors, not scores of rows; Bundle(...).encode gives them")
     data = _data_section(path)
-    row_id = data.get("row_id") or ""
-    columns = list(dict.fromkeys([*bundle.transforms.columns.values(), *([row_id] if row_id else [])]))
+    row_id = row_id or data.get("row_id") or ""
+    sink = PredictionFile(out, list(bundle.tasks), row_id, columns=columns)
+    read = list(dict.fromkeys([*bundle.transforms.columns.values(), *([row_id] if row_id else [])]))
     try:
         source = Source.open(
             list(inputs),
             format=data.get("format", "auto"),
             column_names=data.get("column_names", []),
             null_values=data.get("null_values", [""]),
-            columns=columns,
+            columns=read,
             memory_budget_bytes=_MEMORY_BUDGET_BYTES,
             extra_fields=data.get("extra_fields", "error"),
             text_types=_text_types(bundle.transforms),
         )
     except ValueError as error:
-        lacking = [c for c in columns if c.partition(".")[0] in data.get("stores", {}) and f"no column {c!r}" in str(error)]
+        lacking = [c for c in read if c.partition(".")[0] in data.get("stores", {}) and f"no column {c!r}" in str(error)]
         if not lacking:
             raise
         raise ValueError(
@@ -81,7 +86,7 @@ def predict_files(
     graph, num_rows = bundle.graphs["model"], 0
     start = time.perf_counter()
     bar = tqdm(total=source.num_rows, desc="predicting", unit="row", unit_scale=True, disable=not progress)
-    with PredictionFile(out, list(bundle.tasks), row_id) as writer, bar:
+    with sink as writer, bar:
         for part in source.batches():
             for at in range(0, part.batch.num_rows, batch_rows):
                 batch = part.batch.slice(at, batch_rows)
