@@ -60,7 +60,7 @@ def test_the_wheel_holds_every_module_config_and_template(wheel: Path) -> None:
     expected = set()
     for folder in CODE:
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".yaml", ".j2", ".c"):
+            if path.suffix in (".py", ".yaml", ".j2", ".c", ".h"):
                 inside = path.relative_to(ROOT).as_posix()
                 expected.add(inside if folder == "torchrec_models" else f"torchrec_models/{inside}")
     assert len(expected) > 50

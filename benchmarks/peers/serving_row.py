@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from torchrec_models import Bundle
 from torchrec_models.pipelines.serving.encoder import RowEncoder
 
@@ -24,6 +22,5 @@ class RowModel:
         self.columns = self.graph.codec.columns
 
     def __call__(self, row: dict[str, Any]) -> dict[str, float]:
-        ids, dense = self.encoder.encode([row])
-        answer_1T = self.graph.run_slots(np.array([ids], np.int64), np.array([dense], np.float32))
+        answer_1T = self.graph.run_slots(*self.encoder.encode([row], from_json=True))
         return {self.task: float(answer_1T[0, 0])}

@@ -44,7 +44,7 @@ def encode_columns(columns: Mapping[int, tuple[pa.Array, Sequence[Step]]], out: 
     positions: list[int] = []
     failed = np.zeros(len(columns), np.int32)
     for position, (column, steps) in columns.items():
-        kind, coded = _kind(column.type), _coded(steps)
+        kind, coded = _kind(column.type), coded_steps(steps)
         if kind is None or coded is None:
             continue
         validity, values = column.buffers()
@@ -65,7 +65,7 @@ def _kind(type: pa.DataType) -> int | None:
     return next((i for i, is_kind in enumerate(kinds) if is_kind(type)), None)
 
 
-def _coded(steps: Sequence[Step]) -> np.ndarray | None:
+def coded_steps(steps: Sequence[Step]) -> np.ndarray | None:
     """[n, 3] float64: kind, a, b of each step; None where one needs more than arithmetic, or numpy's bits are not certain."""
     rows: list[tuple[float, float, float]] = []
     for step in steps:

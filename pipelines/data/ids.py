@@ -54,7 +54,12 @@ def hash_number(value: int | float, seed: int) -> int:
     if type(value) is float:
         is_whole = value.is_integer() and abs(value) < 2**63
         value = int(value) if is_whole else struct.unpack("<q", struct.pack("<d", value))[0] ^ int(_FRACTION_SALT)
-    return _mix_one((int(value) & _MOST_64) ^ _mix_one(seed & _MOST_64))
+    return _mix_one((int(value) & _MOST_64) ^ mixed_seed(seed))
+
+
+def mixed_seed(seed: int) -> int:
+    """What `hash_integers` XORs values with before it mixes them."""
+    return _mix_one(seed & _MOST_64)
 
 
 def _mix_one(z: int) -> int:

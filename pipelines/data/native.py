@@ -40,17 +40,18 @@ def native_gather() -> Gather | None:
     return _gather_of(library) if (library := native_library("gather", "the loader gathers rows with stock operators")) else None
 
 
-def native_library(name: str, instead: str) -> ctypes.CDLL | None:
+def native_library(name: str, instead: str, *, sources: Path = _FOLDER) -> ctypes.CDLL | None:
     """`<name>.c`, compiled and loaded. Its functions run without the GIL; the caller declares their types.
 
     Args:
         instead: what is done without it, for the log.
+        sources: the folder of `<name>.c`.
 
     Returns:
         None where it cannot be had; the reason is logged.
     """
     try:
-        return load_library(Path.home() / ".cache" / "torchrec-models", name)
+        return load_library(Path.home() / ".cache" / "torchrec-models", name, sources=sources)
     except NoNativeCode as reason:
         logger.info("%s, which is slower: %s", instead, reason)
         return None
@@ -71,15 +72,16 @@ def _gather_of(library: ctypes.CDLL) -> Gather:
     return function
 
 
-def load_library(folder: Path, name: str) -> ctypes.CDLL:
-    """Compiles `<name>.c` into `folder`, unless it was compiled there before, and loads it.
+def load_library(folder: Path, name: str, *, sources: Path = _FOLDER) -> ctypes.CDLL:
+    """Compiles `<name>.c` of `sources` into `folder`, unless it was compiled there before, and loads it.
 
     Raises:
         NoNativeCode: saying why not.
     """
-    source = _FOLDER / f"{name}.c"
+    source = sources / f"{name}.c"
     compiler = next((path for command in _COMPILERS if (path := shutil.which(command))), None)
-    identity = "\0".join((source.read_text(), *_FLAGS, platform.system(), _processor()))
+    texts = [path.read_text() for path in (source, *sorted(sources.glob("*.h")))]
+    identity = "\0".join((*texts, *_FLAGS, platform.system(), _processor()))
     library = folder / f"{name}-{hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}.so"
     if not library.exists():
         if compiler is None:

@@ -7,9 +7,9 @@ Shapes in names: N rows, S slots, D dense features, T tasks.
 
 import asyncio
 import logging
-from array import array
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,12 @@ log = logging.getLogger(__name__)
 
 
 class Waiting:
-    """Encoded rows of one request, not all scored yet. `await` it for N lists of T numbers; it fails only if the graph does."""
+    """Rows of one request, not all scored yet. `await` it for N lists of T numbers; it fails only if the graph does."""
 
-    __slots__ = ("answers", "dense", "error", "future", "ids", "is_done", "num_rows", "num_scored", "stepper")
+    __slots__ = ("answers", "error", "future", "is_done", "num_rows", "stepper")
 
-    def __init__(self, ids: Sequence[int], dense: Sequence[float], num_rows: int) -> None:
-        self.ids = ids
-        self.dense = dense
+    def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
-        self.num_scored = 0
         self.answers: Answers = []
         self.error: Exception | None = None
         self.is_done = num_rows == 0
@@ -75,7 +72,7 @@ class Batcher:
         run: (ids [N, S] int64, dense [N, D] float32) -> [N, T]; called in the event loop's thread.
         num_slots, num_dense: S and D.
         max_rows: most rows of one call. Requests with more rows are scored in pieces, between which others get their turn.
-        on_batch: called with (ids [N, S], answers [N, T]) of every call, for metrics.
+        on_batch: called with (ids [N, S], answers [N, T]) of every call, for metrics; the ids are overwritten by the next call's.
     """
 
     def __init__(
@@ -88,41 +85,59 @@ class Batcher:
         on_batch: OnBatch | None = None,
     ) -> None:
         self._run = run
-        self._num_slots = num_slots
-        self._num_dense = num_dense
         self._max_rows = max_rows
         self._on_batch = on_batch
-        self._small: list[Waiting] = []  # fit into one call together
+        self._ids_NS = np.zeros((max_rows, num_slots), np.int64)  # of the next call
+        self._dense_ND = np.zeros((max_rows, num_dense), np.float32)
+        self._first_row = self._ids_NS.ctypes.data, self._dense_ND.ctypes.data
+        self._row_bytes = num_slots * self._ids_NS.itemsize, num_dense * self._dense_ND.itemsize
+        self._small: list[Waiting] = []  # their rows fit into one call together, and stand in its arrays already
         self._num_small_rows = 0
-        self._large: deque[Waiting] = deque()
+        self._large: deque[_Large] = deque()
         self._scheduled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.queued_rows = 0
 
-    def submit(self, ids: Sequence[int], dense: Sequence[float], num_rows: int) -> Waiting:
-        """Queue a request's rows.
+    def next_row(self) -> tuple[int, int]:
+        """Where the next row's S ids (int64) and D numbers (float32) go: two addresses, good until anything else is submitted."""
+        if self._num_small_rows == self._max_rows:
+            self._score_small()
+        number, (ids, dense), (ids_bytes, dense_bytes) = self._num_small_rows, self._first_row, self._row_bytes
+        return ids + number * ids_bytes, dense + number * dense_bytes
 
-        Args:
-            ids: flat table rows of all rows, one row after another (N * S numbers).
-            dense: numeric features likewise (N * D numbers).
-        """
-        waiting = Waiting(ids, dense, num_rows)
+    def submit_next_row(self) -> Waiting:
+        """Queue the row that was written at `next_row`."""
+        return self._submit_small(Waiting(1))
+
+    def submit(self, ids_NS: np.ndarray, dense_ND: np.ndarray) -> Waiting:
+        """Queue a request's rows."""
+        num_rows = len(ids_NS)
+        waiting = Waiting(num_rows)
         if not num_rows:
             return waiting
-        self.queued_rows += num_rows
         if num_rows > self._max_rows:
-            self._large.append(waiting)
-        else:
-            if self._num_small_rows + num_rows > self._max_rows:
-                self._score_small()
-            self._small.append(waiting)
-            self._num_small_rows += num_rows
+            self._large.append(_Large(waiting, ids_NS, dense_ND))
+            self._schedule(num_rows)
+            return waiting
+        if self._num_small_rows + num_rows > self._max_rows:
+            self._score_small()
+        place = slice(self._num_small_rows, self._num_small_rows + num_rows)
+        self._ids_NS[place], self._dense_ND[place] = ids_NS, dense_ND
+        return self._submit_small(waiting)
+
+    def _submit_small(self, waiting: Waiting) -> Waiting:
+        self._small.append(waiting)
+        self._num_small_rows += waiting.num_rows
+        self._schedule(waiting.num_rows)
+        return waiting
+
+    def _schedule(self, num_rows: int) -> None:
+        self.queued_rows += num_rows
         if not self._scheduled:
             self._scheduled = True
             if self._loop is None:
                 self._loop = asyncio.get_running_loop()  # a system call each time, so it is asked for once
             self._loop.call_soon(self._flush)
-        return waiting
 
     def _flush(self) -> None:
         """One call for small requests, then one for a piece of a large one; what is left waits for the next turn of the loop."""
@@ -140,13 +155,8 @@ class Batcher:
         chosen, num_rows = self._small, self._num_small_rows
         self._small, self._num_small_rows = [], 0
         self.queued_rows -= num_rows
-        ids = array("q", chosen[0].ids)
-        dense = array("f", chosen[0].dense)
-        for waiting in chosen[1:]:
-            ids.extend(waiting.ids)
-            dense.extend(waiting.dense)
         try:
-            answers = self._call(ids, dense, num_rows)
+            answers = self._call(self._ids_NS[:num_rows], self._dense_ND[:num_rows])
         except Exception as error:
             for waiting in chosen:
                 waiting.finish(error)
@@ -158,31 +168,38 @@ class Batcher:
             waiting.finish()
             start = stop
 
-    def _score_piece(self, waiting: Waiting) -> None:
-        start, stop = waiting.num_scored, min(waiting.num_scored + self._max_rows, waiting.num_rows)
+    def _score_piece(self, large: "_Large") -> None:
+        waiting, start = large.waiting, large.num_scored
+        stop = min(start + self._max_rows, waiting.num_rows)
         self.queued_rows -= stop - start
         if waiting.is_given_up:
             self.queued_rows -= waiting.num_rows - stop
             self._large.popleft()
             return
-        ids = array("q", waiting.ids[start * self._num_slots : stop * self._num_slots])
-        dense = array("f", waiting.dense[start * self._num_dense : stop * self._num_dense])
         try:
-            waiting.answers += self._call(ids, dense, stop - start)
+            waiting.answers += self._call(large.ids_NS[start:stop], large.dense_ND[start:stop])
         except Exception as error:
             self.queued_rows -= waiting.num_rows - stop
             self._large.popleft()
             waiting.finish(error)
             return
-        waiting.num_scored = stop
+        large.num_scored = stop
         if stop == waiting.num_rows:
             self._large.popleft()
             waiting.finish()
 
-    def _call(self, ids: array, dense: array, num_rows: int) -> Answers:
-        ids_NS = np.frombuffer(ids, np.int64).reshape(num_rows, self._num_slots)
-        dense_ND = np.frombuffer(dense, np.float32).reshape(num_rows, self._num_dense)
+    def _call(self, ids_NS: np.ndarray, dense_ND: np.ndarray) -> Answers:
         answers_NT = self._run(ids_NS, dense_ND)
         if self._on_batch:
             self._on_batch(ids_NS, answers_NT)
         return answers_NT.tolist()
+
+
+@dataclass
+class _Large:
+    """A request of more rows than one call takes."""
+
+    waiting: Waiting
+    ids_NS: np.ndarray
+    dense_ND: np.ndarray
+    num_scored: int = 0

@@ -85,7 +85,7 @@ class BidRoutes:
             plan = self.bidder.plan(given, mapping, now)
             if isinstance(plan, NoBid):
                 return self._no_bid(self.bidder.no_bid(given, plan))
-            answers = await model.score(plan.rows)
+            answers = await model.score(plan.rows, from_json=True)
         except ValueError as error:
             raise HttpError(400, str(error)) from None
         if deadline is not None and time.perf_counter() > deadline:

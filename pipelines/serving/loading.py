@@ -35,9 +35,7 @@ def load_model(
     for key, example in bundle.examples.items():
         graph = model.graphs[key]
         rows, expected = example["rows"], np.asarray(example["answers"], np.float32)
-        ids, dense = graph.encoder.encode(rows)
-        ids_NS = np.array(ids, np.int64).reshape(len(rows), graph.encoder.num_slots)
-        dense_ND = np.array(dense, np.float32).reshape(len(rows), graph.encoder.num_dense)
+        ids_NS, dense_ND = graph.encoder.encode(rows, from_json=True)
         difference = scaled_difference(graph.graph.run_slots(ids_NS, dense_ND), expected)
         if not difference.max() <= bundle.tolerance:
             raise ValueError(

@@ -200,8 +200,8 @@ class ModelMetrics:
         self._num_rows = 0
 
     def on_batch(self, ids_NS: np.ndarray, answers_NT: np.ndarray) -> None:
-        """Called by the batcher with every call of the graph."""
-        self._ids.append(ids_NS)
+        """Called by the batcher with every call of the graph; the ids are copied."""
+        self._ids.append(ids_NS.copy())
         self._answers.append(answers_NT)
         self._num_rows += len(ids_NS)
         if self._num_rows >= _FOLD_AT:

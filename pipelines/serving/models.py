@@ -6,7 +6,7 @@ version that scores every request too, whose answers only the metrics see).
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..data.ids import Identity
 from ..data.transforms import IdsTransform
-from .batcher import Answers, Batcher, OnBatch
+from .batcher import Answers, Batcher, OnBatch, Waiting
 from .bundle import Bundle, Graph
 from .codec import Row
 from .encoder import RowEncoder
@@ -51,22 +51,39 @@ class ServedGraph:
             on_batch=on_batch,
         )
 
-    async def score(self, rows: Sequence[Row]) -> Answers:
+    async def score(self, rows: Sequence[Row], *, from_json: bool = False) -> Answers:
         """N lists of T numbers for N raw rows.
+
+        Args:
+            from_json: see `RowEncoder.encode`.
 
         Raises:
             RefusedRow: for values that the model cannot take, and where its answer is not a finite number; no row is answered then.
         """
+        parts = []
         try:
-            ids, dense = self.encoder.encode(rows[:_PIECE_ROWS])
-            for start in range(_PIECE_ROWS, len(rows), _PIECE_ROWS):
-                await asyncio.sleep(0)  # others get their turn
-                more_ids, more_dense = self.encoder.encode(rows[start : start + _PIECE_ROWS], first_row=start)
-                ids += more_ids
-                dense += more_dense
+            for start in range(0, len(rows), _PIECE_ROWS):
+                if start:
+                    await asyncio.sleep(0)  # others get their turn
+                parts.append(self.encoder.encode(rows[start : start + _PIECE_ROWS], first_row=start, from_json=from_json))
         except ValueError as error:
             raise RefusedRow(str(error)) from None
-        answers = await self.batcher.submit(ids, dense, len(rows))
+        if len(parts) == 1:
+            return await self._answers(self.batcher.submit(*parts[0]))
+        if not parts:
+            return []
+        ids, dense = zip(*parts)
+        return await self._answers(self.batcher.submit(np.concatenate(ids), np.concatenate(dense)))
+
+    def score_json(self, row: bytes) -> Coroutine[Any, Any, Answers] | None:
+        """`score` of one raw row, given as a JSON object; None where it must be parsed and given to `score`."""
+        reader = self.encoder.reader
+        if reader is None or not reader.read(row, *self.batcher.next_row()):
+            return None
+        return self._answers(self.batcher.submit_next_row())
+
+    async def _answers(self, waiting: Waiting) -> Answers:
+        answers = await waiting
         for index, answer in enumerate(answers):
             for value in answer:
                 if not math.isfinite(value):
@@ -131,8 +148,11 @@ class ServedModel:
     def queued_rows(self) -> int:
         return sum(graph.batcher.queued_rows for graph in self.graphs.values())
 
-    async def score(self, rows: Sequence[Row]) -> Answers:
+    async def score(self, rows: Sequence[Row], *, from_json: bool = False) -> Answers:
         """Answers to raw rows, batched with those of other requests: a probability per binary task, a value per regression task.
+
+        Args:
+            from_json: see `RowEncoder.encode`.
 
         Returns:
             N lists of T numbers, columns as in `tasks`; of a retriever, the N query vectors.
@@ -141,7 +161,7 @@ class ServedModel:
             RefusedRow: (a ValueError, and an HttpError of status 422) for values that the model cannot take, with feature,
                 column, row and reason.
         """
-        return await self.main.score(rows)
+        return await self.main.score(rows, from_json=from_json)
 
 
 class _Counted(TypedDict):
@@ -193,23 +213,32 @@ class Deployment:
         roles = {"current": self.current, "split": self.split, "shadow": self.shadow}
         return {role: model for role, model in roles.items() if model is not None}
 
-    async def score(self, rows: Sequence[Row], *, key: bytes = b"", version: str = "") -> tuple[Answers, ServedModel]:
+    async def score(
+        self, rows: Sequence[Row], *, key: bytes = b"", version: str = "", from_json: bool = False
+    ) -> tuple[Answers, ServedModel]:
         """`ServedModel.score` by the version that `key` chooses, or by the version asked for; the shadow scores the rows, too.
 
         Args:
             key: decides in a split: `Request.key`, or the id of a bid request.
+            from_json: see `RowEncoder.encode`.
 
         Raises:
             RefusedRow: see `ServedModel.score`.
             HttpError: 404 for a version that is not served.
         """
         model = self.version(version) if version else self.choose(key)
-        answers = await model.score(rows)
+        answers = await model.score(rows, from_json=from_json)
         if self.shadow is not None and self.shadow is not model:
             task = asyncio.get_running_loop().create_task(_score_shadow(self.shadow, rows, answers))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return answers, model
+
+    def score_json(self, row: bytes, *, key: bytes) -> tuple[Coroutine[Any, Any, Answers], ServedModel] | None:
+        """`score` of one raw row, given as a JSON object; None where it must be parsed and given to `score`."""
+        model = self.choose(key)
+        answers = model.main.score_json(row) if self.shadow is None else None
+        return None if answers is None else (answers, model)
 
     def replace(self, role: str, model: ServedModel) -> ServedModel:
         """Put a new version in a role, between two turns of the loop; the old one, returned, finishes what it has begun."""

@@ -17,13 +17,17 @@ def predict_routes(models: Models, *, max_rows: int) -> list[Route]:
     """
 
     async def predict(request: Request) -> Response:
-        rows, is_many = _rows(parse_json(request.body), max_rows)
         deployment = models.deployment(request.params.get("name", ""))
         if not deployment.current.tasks:
             raise HttpError(
                 400, f"model {deployment.name!r} is a retriever: it recommends (POST /recommend), it does not score rows"
             )
-        answers, model = await deployment.score(rows, key=request.key)
+        begun = deployment.score_json(request.body, key=request.key)
+        if begun is not None:
+            coming, model = begun
+            return Response(encode_json(_answer(await coming, model, False)))
+        rows, is_many = _rows(parse_json(request.body), max_rows)
+        answers, model = await deployment.score(rows, key=request.key, from_json=True)
         return Response(encode_json(_answer(answers, model, is_many)))
 
     return [Route("POST", "/predict", predict), Route("POST", "/models/{name}/predict", predict)]

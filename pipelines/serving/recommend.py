@@ -20,7 +20,7 @@ def recommend_routes(models: Models) -> list[Route]:
     async def recommend(request: Request) -> Response:
         query, k, exclude = _asked(parse_json(request.body))
         deployment = _deployment(models, request.params.get("name", ""))
-        vectors, model = await deployment.score([query], key=request.key)
+        vectors, model = await deployment.score([query], key=request.key, from_json=True)
         index = model.bundle.index
         if index is None:
             raise HttpError(404, f"version {model.version} of model {model.name!r} has no index of candidates")

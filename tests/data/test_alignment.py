@@ -93,9 +93,10 @@ def test_serving_refuses_what_prepare_refuses(tmp_path):
     encoder = RowEncoder(transforms, SlotLayout.from_schema(transforms.schema))
     row = {"item": 1, "genre": 2, "history": [1, 3], "genres": [5, 7]}
     table = RowCodec(transforms).table([row])
-    assert encoder.encode([row])[0] == SlotLayout.from_schema(transforms.schema).fill(transforms.encode(table)).ravel().tolist()
+    expected = SlotLayout.from_schema(transforms.schema).fill(transforms.encode(table))
+    assert encoder.encode([row])[0].tolist() == encoder.encode([row], from_json=True)[0].tolist() == expected.tolist()
     for genres in ([5], None, [5, 6, 7]):
         with pytest.raises(
             ValueError, match=r"feature 'genres': .*column 'genres', data row 2: \d values, and column 'history' has 2"
         ):
-            encoder.encode([row, {**row, "genres": genres}])
+            encoder.encode([row, {**row, "genres": genres}], from_json=True)

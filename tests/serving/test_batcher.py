@@ -27,7 +27,7 @@ def batcher_of(graph: Graph, max_rows: int = 4) -> Batcher:
 
 
 async def ask(batcher: Batcher, *ids: int) -> list[list[float]]:
-    return await batcher.submit(list(ids), [0.5] * len(ids), len(ids))
+    return await batcher.submit(np.array(ids, np.int64).reshape(-1, 1), np.full((len(ids), 1), 0.5, np.float32))
 
 
 def test_requests_of_one_turn_share_calls_and_large_ones_are_cut():
