@@ -37,9 +37,10 @@ class _Csv:
 
     def write_table(self, table: pa.Table) -> None:
         ids = table.column(0)
-        is_text = pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)
-        plain = not is_text or not pc.any(pc.match_substring_regex(ids, '[",\r\n]|^$')).as_py()
-        options = pa.csv.WriteOptions(include_header=False, quoting_style="none" if plain else "needed")
+        can_be_odd = pa.types.is_binary(ids.type) or pa.types.is_large_binary(ids.type)
+        if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
+            can_be_odd = bool(pc.any(pc.match_substring_regex(ids, '[",\r\n]|^$')).as_py())
+        options = pa.csv.WriteOptions(include_header=False, quoting_style="needed" if can_be_odd else "none")
         pa.csv.write_csv(table, self._file, options)
 
     def close(self) -> None:
@@ -82,6 +83,8 @@ class PredictionFile:
         """
         if ids is None:
             ids = pa.array(np.arange(first_row, first_row + len(scores_NT)))
+        if pa.types.is_dictionary(ids.type):
+            ids = ids.cast(ids.type.value_type)
         table = pa.table([ids, *(pa.array(scores) for scores in scores_NT.T)], names=self.columns)
         if self._sink is None:
             is_parquet = self.out.suffix == ".parquet"

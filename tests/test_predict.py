@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ import torchrec_models.pipelines.predict as predict_module
 from torchrec_models import Bundle
 from torchrec_models.pipelines import config as C
 from torchrec_models.pipelines.checkpoint import choose, read_config, read_schema
+from torchrec_models.pipelines.cli import main
 from torchrec_models.pipelines.data.shards import Cache
 from torchrec_models.pipelines.distributed import build_task, processes
 from torchrec_models.pipelines.export.run import export_run
@@ -75,6 +77,44 @@ def test_csv_says_what_parquet_says(folder: Path, expected: np.ndarray, tmp_path
     found = pacsv.read_csv(tmp_path / "p.csv")
     assert found["key"].to_pylist() == keys()
     np.testing.assert_allclose(found["label"].to_numpy(), expected, atol=1e-6, rtol=0)
+
+
+def test_a_submission_has_the_header_that_is_asked_for(folder: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    """Byte for byte: no quotes where none are needed, another id than the config's, names of the competition's own."""
+    raw = pq.read_table(folder / "raw" / "a.parquet")
+    pq.write_table(raw.append_column("ID", pa.array([f"TEST_{i:03d}" for i in range(90)])), tmp_path / "test.parquet")
+    arguments = ["predict", folder / "run", tmp_path / "test.parquet", "--out", tmp_path / "s.csv", "--row-id", "ID"]
+    assert main([*map(str, arguments), "--columns", "ID,clicked", "--batch-rows", "32"]) == 0
+    header, *lines = (tmp_path / "s.csv").read_text().splitlines()
+    assert header == "ID,clicked" and [line.split(",")[0] for line in lines] == [f"TEST_{i:03d}" for i in range(90)]
+    np.testing.assert_allclose([float(line.split(",")[1]) for line in lines], expected[:90], atol=1e-6, rtol=0)
+
+
+def test_ids_that_need_quotes_come_back(folder: Path, tmp_path: Path) -> None:
+    raw = pq.read_table(folder / "raw" / "a.parquet")
+    odd = ["a,b", 'say "x"', "two\nlines", "", None, *(f"k{i}" for i in range(85))]
+    pq.write_table(raw.append_column("ID", pa.array(odd)), tmp_path / "test.parquet")
+    predict(folder / "run", [str(tmp_path / "test.parquet")], tmp_path / "s.csv", row_id="ID", batch_rows=40, progress=False)
+    options = pacsv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False)
+    parse = pacsv.ParseOptions(newlines_in_values=True)
+    assert pacsv.read_csv(tmp_path / "s.csv", parse_options=parse, convert_options=options)["ID"].to_pylist() == odd
+
+
+def test_a_feature_can_be_the_row_id(folder: Path, tmp_path: Path) -> None:
+    """Features that are ids are read as dictionaries."""
+    predict(folder / "run", [str(folder / "raw")], tmp_path / "p.csv", row_id="device", batch_rows=64, progress=False)
+    found = pacsv.read_csv(tmp_path / "p.csv", convert_options=pacsv.ConvertOptions(strings_can_be_null=True))
+    assert found["device"].to_pylist() == pq.read_table(folder / "raw")["device"].to_pylist()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_do_not_change_what_is_written(folder: Path, tmp_path: Path, workers: int) -> None:
+    out = {}
+    for number in (2, workers):
+        path = tmp_path / f"{number}.csv"
+        predict(folder / "run", [str(folder / "raw")], path, batch_rows=16, workers=number, progress=False)
+        out[number] = path.read_bytes()
+    assert out[2] == out[workers]
 
 
 def test_text_rows_without_an_id_get_their_position(folder: Path, tmp_path: Path) -> None:
@@ -150,10 +190,13 @@ def test_interrupted_it_leaves_what_was_there(folder: Path, tmp_path: Path, monk
     [
         ("p.json", {}, r"p\.json: give a name that ends in \.parquet or \.csv"),
         ("p.csv", {"batch_rows": 0}, "batch_rows: given 0; must be at least 1"),
+        ("p.csv", {"columns": ["ID"]}, "columns: given 'ID'; must be 2 different names, to stand for key,label"),
+        ("p.csv", {"columns": ["ID", "ID"]}, "columns: given 'ID,ID'; must be 2 different names"),
+        ("p.csv", {"row_id": "absent"}, r"a\.parquet: no column 'absent'"),
         ("raw/a.parquet", {}, r"a\.parquet: is one of the inputs and would replace it"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(folder: Path, out: str, options: dict[str, int], message: str) -> None:
+def test_what_cannot_be_meant_is_refused(folder: Path, out: str, options: dict[str, Any], message: str) -> None:
     before = (folder / "raw" / "a.parquet").read_bytes()
     with pytest.raises(ValueError, match=message):
         predict(folder / "run", [str(folder / "raw")], folder / out, progress=False, **options)

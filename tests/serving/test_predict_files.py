@@ -36,6 +36,16 @@ def test_files_in_predictions_out(click_bundles, tmp_path, capsys):
     assert pq.read_table(out).column("row").to_pylist() == list(range(300))
 
 
+def test_the_output_is_named_as_asked(click_bundles, tmp_path):
+    rows = ROWS.append_column("ID", pa.array([f"r{i}" for i in range(300)]))
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    out = tmp_path / "s.csv"
+    arguments = ["predict", click_bundles[0], tmp_path / "rows.parquet", "--out", out, "--row-id", "ID", "--columns", "ID,p,q"]
+    assert main(list(map(str, arguments))) == 0
+    assert out.read_text().startswith("ID,p,q\nr0,")
+    assert pa.csv.read_csv(out)["ID"].to_pylist() == rows["ID"].to_pylist()
+
+
 def test_text_files_are_read_as_in_training(click_bundles, tmp_path):
     rows = ROWS.drop_columns(["history", "site", "label"])
     lists = {name: pa.nulls(300, ROWS[name].type) for name in ("history", "site")}
