@@ -81,3 +81,18 @@ def test_nothing_is_drawn_in_evaluation_or_at_p_0(drop: Callable[..., Tensor]) -
     assert torch.equal(drop(x, 0.5, training=False), x)
     assert torch.equal(drop(x, 0.0, training=True), x)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_compiled_code_draws_the_same_masks_and_keeps_them_for_backward() -> None:
+    def both(x: Tensor, y: Tensor) -> Tensor:
+        return dropout(torch.sin(x), 0.3, training=True) + relu_dropout_(y * 1.5, 0.2, training=True)
+
+    inputs = [torch.randn(64, 40, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    torch.manual_seed(1)
+    expected = both(*inputs)
+    expected_grads = torch.autograd.grad(expected.sum(), inputs)
+    torch.manual_seed(1)
+    found = torch.compile(both, backend="aot_eager", fullgraph=True)(*inputs)
+    found_grads = torch.autograd.grad(found.sum(), inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-15, atol=1e-15)
+    torch.testing.assert_close(found_grads, expected_grads, rtol=1e-15, atol=1e-15)
