@@ -166,9 +166,10 @@ def _sums_of_visits(seed: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(Truth.draw(seed).sequence[visits().ids])])
 
 
-def solve_bias(truth: Truth, seed: int, *, mean_length: int) -> float:
+@cache
+def solve_bias(seed: int, *, mean_length: int) -> float:
     """The bias that gives LABEL_RATE, on rows of its own."""
-    logit = draw(truth, _PILOT_ROWS, [seed, 1], mean_length=min(mean_length, 2 * RECENT), with_text=False).logit
+    logit = draw(Truth.draw(seed), _PILOT_ROWS, [seed, 1], mean_length=min(mean_length, 2 * RECENT), with_text=False).logit
     low, high = -20.0, 5.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -277,7 +278,7 @@ def make(
 
     Files of an earlier call with the same arguments are kept, so an interrupted call goes on.
     """
-    bias = solve_bias(Truth.draw(seed), seed, mean_length=mean_length)
+    bias = solve_bias(seed, mean_length=mean_length)
     files = []
     for split, total in zip(SPLITS, (rows, test_rows, valid_rows)):
         step = max(rows_per_file // ROW_GROUP_ROWS, 1) * ROW_GROUP_ROWS
