@@ -3,6 +3,7 @@
 #   docker run --rm -p 8000:8000 -v "$PWD/runs/run/clicks/bundle:/bundle:ro" torchrec-models-serve
 # What it installs is 372 MB (docs/serving.md), on top of the base image.
 FROM python:3.11-slim AS build
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 WORKDIR /source
 COPY requirements/serve.txt requirements/serve.txt
 RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --no-deps --requirement requirements/serve.txt
@@ -11,7 +12,7 @@ COPY torchrec_models torchrec_models
 COPY pipelines pipelines
 COPY launch launch
 COPY configs configs
-RUN /venv/bin/pip install --no-cache-dir --no-deps .
+RUN /venv/bin/pip install --no-cache-dir --no-deps . && cd / && /venv/bin/python -m torchrec_models.pipelines.data.native
 
 FROM python:3.11-slim
 COPY --from=build /venv /venv

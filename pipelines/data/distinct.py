@@ -99,13 +99,14 @@ def _checked(result: int) -> int:
     return result
 
 
-def _texts(column: pa.Array) -> tuple[int | None, int, int | None, int] | None:
+def _texts(column: pa.Array, *, least_bytes: int | None = None) -> tuple[int | None, int, int | None, int] | None:
     """The arguments `_TEXTS` of a text column; None for other types, and for too few and too many bytes."""
+    least_bytes = _LEAST_BYTES if least_bytes is None else least_bytes
     wide = pa.types.is_large_string(column.type)
     if not (wide or pa.types.is_string(column.type)):
         return None
     data = column.buffers()[2]
-    return _addresses(column) if data is not None and _LEAST_BYTES <= data.size <= _MOST_BYTES else None
+    return _addresses(column) if data is not None and least_bytes <= data.size <= _MOST_BYTES else None
 
 
 def _addresses(column: pa.Array) -> tuple[int | None, int, int | None, int]:
@@ -208,11 +209,24 @@ class Finder:
 
     def rows_of_texts(self, values: pa.Array) -> np.ndarray | None:
         """[n] int32, 0 where not found and anything for null; None where pyarrow is to be used."""
-        if (texts := _texts(values)) is None:
+        if (texts := _texts(values, least_bytes=0)) is None:
             return None
         out = np.empty(len(values), np.int32)
         self._library.find_texts(self._table.handle, *texts, len(values), 1, out.ctypes.data)
         return out if self._rows is None else self._rows[out]
+
+    def row_of(self, value: str | float) -> int:
+        """The row of one text or whole number, 0 where not found."""
+        out = _ROW()
+        if isinstance(value, str):
+            text = value.encode()
+            ends = (_ROW * 2)(0, len(text))
+            texts = (text, len(text), ctypes.addressof(ends), 0)
+            self._library.find_texts(self._table.handle, *texts, 1, 1, ctypes.addressof(out))
+        elif -(2**63) <= value < 2**63 and value == int(value):
+            number = _COUNT(int(value))
+            self._library.find_integers(self._table.handle, ctypes.addressof(number), 1, 1, ctypes.addressof(out))
+        return out.value if self._rows is None else int(self._rows[out.value])
 
     def rows_of_integers(self, values: np.ndarray) -> np.ndarray:
         """[n] int32 of [n] int64, 0 where not found."""

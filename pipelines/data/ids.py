@@ -203,7 +203,7 @@ class Vocabulary(IdTransform):
         if len(values) * 16 < len(self.values):  # index_in hashes the whole vocabulary at every call
             coded = values.dictionary_encode()
             found = self.known
-            ids = np.fromiter((found.get(v, 0) for v in coded.dictionary.to_pylist()), np.int32, len(coded.dictionary))
+            ids = np.fromiter((found[v] for v in coded.dictionary.to_pylist()), np.int32, len(coded.dictionary))
             return np.append(ids, np.int32(0))[coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
         position = pc.index_in(values, value_set=self.values)
         return position.fill_null(-1).to_numpy(zero_copy_only=False) + np.int32(1)
@@ -214,16 +214,26 @@ class Vocabulary(IdTransform):
 
     @cached_property
     def known(self) -> RowsByValue:
-        return RowsByValue(self._finder_of_plain_values(), zip(self.values.to_pylist(), range(1, len(self.values) + 1)))
+        """See `IdTransform.known`. Of many values, those asked for: a dict of all would hold the interpreter at every load."""
+        values = () if self._finder else zip(self.values.to_pylist(), range(1, len(self.values) + 1))
+        return RowsByValue(self._finder_of_plain_values(), values)
 
     def _find(self, value: Any) -> int | None:
         if self.kind == "string":
             text = plain_text(value)
-            return None if text is None else self.known.get(check_text(text), 0)
+            return None if text is None else self._row_of(check_text(text))
         number = plain_number(value)
         if number is None:
             return None
-        return self.known.get(float(number) if pa.types.is_floating(self.values.type) else number, 0)
+        return self._row_of(float(number) if pa.types.is_floating(self.values.type) else number)
+
+    def _row_of(self, value: str | int | float) -> int:
+        if value in self.known or self._finder is None:
+            return self.known.get(value, 0)
+        row = self._finder.row_of(value)
+        if row:
+            self.known[value] = row
+        return row
 
     @cached_property
     def _finder(self) -> distinct.Finder | None:

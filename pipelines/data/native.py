@@ -1,4 +1,6 @@
-"""Our plain C (gather.c, pieces.c, dense.c), compiled on first use by the machine's C compiler and kept for the next process.
+"""Our plain C (gather.c, pieces.c, ...), compiled on first use by the machine's C compiler and kept for the next process.
+
+    python -m torchrec_models.pipelines.data.native   compiles it into the installed package, for images without a compiler
 
 Plain C through ctypes: it compiles in half a second and needs no headers of torch (torch.utils.cpp_extension: 40 s, and ninja).
 """
@@ -21,6 +23,7 @@ _FOLDER = Path(__file__).parent
 _COMPILERS = ("cc", "gcc", "clang")
 # -march=native: for this processor (ids widen to int64 a quarter faster, measured); -ffp-contract=off: numpy's bits, no fused steps
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
+_FLAGS_FOR_ALL = tuple(flag for flag in _FLAGS if flag != "-march=native")
 _COMPILE_SECONDS = 60
 
 Gather = Callable[[int, int], None]
@@ -79,17 +82,11 @@ def load_library(folder: Path, name: str, *, sources: Path = _FOLDER) -> ctypes.
         NoNativeCode: saying why not.
     """
     source = sources / f"{name}.c"
-    compiler = next((path for command in _COMPILERS if (path := shutil.which(command))), None)
-    texts = [path.read_text() for path in (source, *sorted(sources.glob("*.h")))]
-    identity = "\0".join((*texts, *_FLAGS, platform.system(), _processor()))
-    library = folder / f"{name}-{hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}.so"
+    library = _library_for_all(source)
     if not library.exists():
-        if compiler is None:
-            raise NoNativeCode(f"there is no C compiler (looked for {', '.join(_COMPILERS)})")
-        try:
-            _compile(compiler, source, library)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise NoNativeCode(f"{compiler} could not make {library}: {error}") from None
+        library = folder / f"{name}-{_identity(source, _FLAGS, _processor())}.so"
+    if not library.exists():
+        _compile(source, library, _FLAGS)
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
@@ -103,14 +100,49 @@ def _processor() -> str:
     return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def _compile(compiler: str, source: Path, library: Path) -> None:
-    """Under another name, then renamed: processes that do this at once do not disturb each other."""
-    library.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=library.parent, suffix=".so")
-    os.close(descriptor)
+def _library_for_all(source: Path) -> Path:
+    return source.with_name(f"{source.stem}-{_identity(source, _FLAGS_FOR_ALL, platform.machine())}.so")
+
+
+def _identity(source: Path, flags: tuple[str, ...], processor: str) -> str:
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    identity = "\0".join((*texts, *flags, platform.system(), processor))
+    return hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+
+
+def _compile(source: Path, library: Path, flags: tuple[str, ...]) -> None:
+    """Under another name, then renamed: processes that do this at once do not disturb each other.
+
+    Raises:
+        NoNativeCode: saying why not.
+    """
+    compiler = next((path for command in _COMPILERS if (path := shutil.which(command))), None)
+    if compiler is None:
+        raise NoNativeCode(f"there is no C compiler (looked for {', '.join(_COMPILERS)})")
     try:
-        command = [compiler, *_FLAGS, "-o", name, str(source)]
-        subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
-        os.replace(name, library)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        library.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=library.parent, suffix=".so")
+        os.close(descriptor)
+        try:
+            command = [compiler, *flags, "-o", name, str(source)]
+            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
+            os.chmod(name, 0o755)  # in an image, whoever compiles is not who runs
+            os.replace(name, library)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NoNativeCode(f"{compiler} could not make {library}: {error}") from None
+
+
+def compile_for_all(*folders: Path) -> None:
+    """Compiles what lies in the folders, beside it, for any processor of this machine's kind: for images that hold no compiler.
+
+    Raises:
+        NoNativeCode: saying why not.
+    """
+    for source in (source for folder in folders for source in sorted(folder.glob("*.c"))):
+        _compile(source, _library_for_all(source), _FLAGS_FOR_ALL)
+
+
+if __name__ == "__main__":
+    compile_for_all(_FOLDER, _FOLDER.parent / "serving")

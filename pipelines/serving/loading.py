@@ -7,6 +7,11 @@ loaded beside the old one, which answers until the new one is ready.
 import asyncio
 import gc
 import logging
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +23,7 @@ from .models import Deployment, Models, ServedModel
 
 log = logging.getLogger(__name__)
 Signature = tuple[str, int, int, int]
+_NICE = 10
 
 
 def load_model(
@@ -48,10 +54,18 @@ def load_model(
 
 
 def settle_memory() -> None:
-    """What a model holds is not looked through by every garbage collection, which would stop requests for milliseconds."""
-    gc.unfreeze()
+    """What is there now stays: no garbage collection looks through it again, which would stop requests for tens of milliseconds.
+
+    To be called before models are loaded: those come and go, and consist of few objects.
+    """
     gc.collect()
     gc.freeze()
+
+
+def _yield_to_requests() -> None:
+    """This thread takes what time the event loop's leaves. (Linux; elsewhere a priority is the process'.)"""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _signature(path: Path) -> Signature | None:
@@ -77,6 +91,7 @@ class Reloader:
         self._max_batch_rows = max_batch_rows
         self._num_threads = num_threads
         self._lock = asyncio.Lock()
+        self._executor = ThreadPoolExecutor(1, "reload", initializer=_yield_to_requests)
         self._seen = {(d.name, role): _signature(path) for d in models for role, path in d.paths.items()}
 
     async def look(self) -> dict[str, dict[str, str]]:
@@ -93,7 +108,7 @@ class Reloader:
     async def _replace(self, deployment: Deployment, role: str, path: Path) -> None:
         name = deployment.name
         try:
-            model = await asyncio.to_thread(
+            load = partial(
                 load_model,
                 name,
                 path,
@@ -101,6 +116,7 @@ class Reloader:
                 num_threads=self._num_threads,
                 metrics=self._metrics,
             )
+            model = await asyncio.get_running_loop().run_in_executor(self._executor, load)
         except (ValueError, OSError) as error:
             log.error("model %s: the new version is refused, the old one goes on: %s", name, error)
             self._metrics.totals.count("trm_failed_reloads", (name,))
@@ -110,4 +126,5 @@ class Reloader:
             self._metrics.forget(old.metrics)
         self._metrics.totals.count("trm_reloads", (name,))
         log.info("model %s: version %s is now %s, after %s", name, model.version, role, old.version)
-        settle_memory()
+        del old
+        gc.collect()  # it refers to itself in places

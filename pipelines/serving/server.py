@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _BACKLOG = 2048
+_SWITCH_SECONDS = 0.0005  # how long another thread may keep the interpreter from the event loop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,7 @@ class Worker:
     def __init__(self, options: ServeOptions, *, metrics_folder: Path | None = None, more_routes: Sequence[Route] = ()) -> None:
         self.options = options
         self.metrics = Metrics(folder=metrics_folder)
+        settle_memory()
         self.models = load_models(options, self.metrics)
         self._tasks: list[asyncio.Task[None]] = []
         self._reloader: Reloader | None = None
@@ -180,7 +183,7 @@ class Worker:
         }
 
     def _start(self) -> None:
-        settle_memory()
+        sys.setswitchinterval(_SWITCH_SECONDS)
         options = self.options
         self._reloader = Reloader(self.models, self.metrics, max_batch_rows=options.max_batch_rows, num_threads=options.num_threads)
         loop = asyncio.get_running_loop()

@@ -118,3 +118,18 @@ def test_many_values_and_long_ones() -> None:
     pieces, offsets = explode(joined, separator=",", max_len=1000, keep="last")
     assert pieces.to_pylist() == texts and offsets.tolist() == list(range(0, 60_001, 100))
     assert pc.count_distinct(pieces.dictionary).as_py() == len(pieces.dictionary)
+
+
+@pytest.mark.parametrize("kind", ["text", "integers"])
+def test_rows_of_a_vocabulary_one_by_one(kind: str) -> None:
+    """What requests ask: plain values, found without a dict of the whole vocabulary, those found remembered."""
+    values: list = [None, -7, 0, 2**53 + 1, 2**63 - 1, *range(100, 120)]
+    vocabulary = pa.array(values, pa.int64())
+    vocabulary = vocabulary.cast(pa.string()) if kind == "text" else vocabulary
+    table = Vocabulary(null="token", values=vocabulary)
+    assert table._finder is not None and len(table.known) == 0
+    asked: list = [None, -7, 0, -0.0, 2**53 + 1, 2**63 - 1, 7.0, 110.0, 110.5, 2.0**63, 1e300, "110", "é", "-7"]
+    asked += [float("inf"), float("nan")]
+    for value in [*asked, *asked] if kind == "text" else [v for v in asked if v != "é"] * 2:
+        assert table.known[value] == table.encode(pa.array([value]), PLACE)[0], value
+    assert set(table.known.values()) <= set(range(1, len(values) + 1)) and len(table.known) < 16

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,19 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with pytest.raises(native.NoNativeCode, match=r"bin/cc could not make .*gather-.*so.*exit status 7"):
         native.load(tmp_path / "library")
     assert list((tmp_path / "library").iterdir()) == []
+
+
+def test_what_was_compiled_for_all_needs_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in the serve image: the libraries lie beside their sources."""
+    for source in (*native._FOLDER.glob("*.c"), *(native._FOLDER.parent / "serving").glob("*.[ch]")):
+        shutil.copy(source, tmp_path)
+    native.compile_for_all(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    for source in tmp_path.glob("*.c"):
+        native.load_library(tmp_path / "nothing", source.stem, sources=tmp_path)
+    (tmp_path / "gather.c").write_text("int other;")
+    with pytest.raises(native.NoNativeCode, match="there is no C compiler"):  # another source needs another library
+        native.load_library(tmp_path / "nothing", "gather", sources=tmp_path)
 
 
 @pytest.fixture
