@@ -79,12 +79,13 @@ def torch_attention(qkv_BNC: Tensor, mask: Tensor | float = 1.0) -> Tensor:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("num_rows", [0, 3])
-def test_small_attention_equals_torchs_in_value_and_gradient(dropout, num_rows):
+@pytest.mark.parametrize(("num_rows", "compiled"), [(0, False), (3, False), (3, True)])
+def test_small_attention_equals_torchs_in_value_and_gradient(dropout, num_rows, compiled):
+    attend = torch.compile(small_attention, backend="aot_eager", fullgraph=True) if compiled else small_attention
     qkv_BNC = torch.randn(num_rows, 5, 24, dtype=torch.float64, requires_grad=True)
     upstream_BNA = torch.randn(num_rows, 5, 8, dtype=torch.float64)
     torch.manual_seed(3)
-    found_BNA = small_attention(qkv_BNC, num_heads=2, scale=0.7, dropout=dropout)
+    found_BNA = attend(qkv_BNC, num_heads=2, scale=0.7, dropout=dropout)
     (found_grad,) = torch.autograd.grad(found_BNA, qkv_BNC, upstream_BNA)
     mask: Tensor | float = 1.0
     if dropout:
