@@ -3,8 +3,8 @@
 torch's softmax over a last axis of ten numbers costs more than the matrix products around it, dropout takes SDPA off its fused
 path there, and autograd copies queries, keys and values three times. Here the scores of all heads are one contiguous block,
 exponentials are taken of whole vectors of numbers, and backward writes the gradient of all three into one block. The
-mathematics is SDPA's; masks of dropout are drawn as in `dropout.py`. torch.compile gets the same steps one by one, which it fuses to
-nearly the same speed; SDPA takes twice as long in what it makes.
+mathematics is SDPA's; masks of dropout are drawn as in `dropout.py`. torch.compile gets the same steps one by one, which it fuses
+to nearly the same speed; SDPA takes twice as long in what it makes.
 
 Shapes in names: B rows, N vectors, A their width, H heads, W = A / H, S = B H, C = 3 A.
 """
