@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .access_log import AccessLog
 from .messages import HttpError, Request, Response, Route, encode_json
@@ -41,6 +41,14 @@ class Limits:
     body_seconds: float = 10.0
 
 
+class KnownHead(NamedTuple):
+    """A request's line and headers as they were parsed: where it goes, its headers, and how many bytes of body follow."""
+
+    route: Route
+    headers: list[tuple[bytes, bytes]]
+    body_bytes: int
+
+
 class App:
     """An ASGI application of routes.
 
@@ -52,6 +60,9 @@ class App:
         observe: called with (route path, status, seconds) after each answer.
         access_log: writes a line per request, or per sampled request.
         on_start, on_stop: called when the server starts, and when it has answered its last request.
+
+    Attributes:
+        known_heads: by their bytes; see direct.py.
     """
 
     def __init__(
@@ -79,6 +90,7 @@ class App:
         self._next_refusal = 0.0
         self._exact = {(r.method, r.path): r for r in routes if "{" not in r.path}
         self.direct_routes = {(method.encode(), path.encode()): route for (method, path), route in self._exact.items()}
+        self.known_heads: dict[bytes, KnownHead] = {}
         self._patterns = [r for r in routes if "{" in r.path]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

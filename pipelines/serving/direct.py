@@ -4,6 +4,8 @@ uvicorn's own protocol makes a scope, an event, a cycle object and a task for ea
 A request that arrives whole in one read, for a route without parameters, is handed to its handler right here, and the handler's
 coroutine is stepped by hand. Everything else (bodies in pieces, pipelined requests, `Expect: 100-continue`, HTTP/1.0, other paths)
 takes uvicorn's way to the same `App`. Both ways give the same answers; tests/serving/test_direct.py holds them against each other.
+
+A caller's requests begin with the same bytes again and again, up to the body's length: a head that was parsed once is known again.
 """
 
 import asyncio
@@ -11,12 +13,14 @@ import time
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from .app import OVERLOAD, App
+from .app import OVERLOAD, App, KnownHead
 from .messages import HttpError, Request, Response, Route
 from .stepping import Stepper
 
-_heads: dict[tuple[int, bytes, tuple[tuple[bytes, bytes], ...]], bytes] = {}
-_MOST_HEADS = 256
+_answer_heads: dict[tuple[int, bytes, tuple[tuple[bytes, bytes], ...]], bytes] = {}
+_MOST_HEADS = 1024
+_MOST_HEAD_BYTES = 2048
+_END_OF_HEAD = b"\r\n\r\n"
 
 
 class DirectProtocol(HttpToolsProtocol):
@@ -28,6 +32,8 @@ class DirectProtocol(HttpToolsProtocol):
 
     app: App
     _arriving: "_Exchange | None" = None
+    _is_between_requests = True  # nothing of the next one was given to the parser
+    _received = b""  # the read that the parser has at hand, if it began between two requests
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if not isinstance(self.app, App):
@@ -35,6 +41,7 @@ class DirectProtocol(HttpToolsProtocol):
         super().connection_made(transport)
 
     def on_message_begin(self) -> None:
+        self._is_between_requests = False
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
@@ -53,29 +60,56 @@ class DirectProtocol(HttpToolsProtocol):
             self._arriving.body += body
 
     def on_message_complete(self) -> None:
+        self._is_between_requests = True
         exchange = self._arriving
         if exchange is None:
             super().on_message_complete()
             return
         self._arriving = None
+        self._remember(exchange)
+        self._begin(exchange)
+
+    def _begin(self, exchange: "_Exchange") -> None:
         self.cycle = exchange  # type: ignore[assignment]
         exchange.begin()
 
+    def _remember(self, exchange: "_Exchange") -> None:
+        """Keeps the parsed head of a request that came in one read, alone."""
+        heads, num_bytes = self.app.known_heads, len(self._received) - len(exchange.body)
+        if num_bytes == self._received.find(_END_OF_HEAD) + len(_END_OF_HEAD) and num_bytes <= _MOST_HEAD_BYTES:
+            if len(heads) >= _MOST_HEADS:
+                heads.clear()
+            heads[self._received[:num_bytes]] = KnownHead(exchange.route, self.headers, len(exchange.body))
+
     def data_received(self, data: bytes) -> None:
+        received = data if self._is_between_requests else b""
+        num_bytes = received.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+        known = self.app.known_heads.get(received[:num_bytes])
+        if known is not None and known.body_bytes == len(data) - num_bytes and self._can_go_directly():
+            self._unset_keepalive_if_required()
+            self.headers = known.headers
+            exchange = _Exchange(self, known.route)
+            exchange.body = data[num_bytes:]
+            self._begin(exchange)
+            return
+        self._received = received
         super().data_received(data)
+        self._received = b""
         if self._arriving is not None and self.parser is not None:  # the rest is still on its way
             body, self._arriving = self._arriving.body, None
             if not self.transport.is_closing():
                 self._to_asgi(body)
 
+    def _can_go_directly(self) -> bool:
+        return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
+
     def _direct_route(self) -> Route | None:
-        app, parser, cycle = self.app, self.parser, self.cycle
+        app, parser = self.app, self.parser
         route = app.direct_routes.get((parser.get_method(), self.url))
         if (
             route is None
-            or (cycle is not None and not cycle.response_complete)
             or self.expect_100_continue
-            or self.flow.write_paused
+            or not self._can_go_directly()
             or parser.should_upgrade()
             or not parser.should_keep_alive()
             or parser.get_http_version() != "1.1"
@@ -115,19 +149,19 @@ class _Exchange:
     __slots__ = (
         "_protocol",
         "_request",
-        "_route",
         "_start",
         "body",
         "disconnected",
         "keep_alive",
         "response_complete",
+        "route",
     )
     message_event = _Nobody()
 
     def __init__(self, protocol: DirectProtocol, route: Route) -> None:
         self._start = time.perf_counter()
         self._protocol = protocol
-        self._route = route
+        self.route = route
         self.body = b""
         self.keep_alive = True
         self.response_complete = False
@@ -136,7 +170,7 @@ class _Exchange:
     def begin(self) -> None:
         protocol = self._protocol
         app = protocol.app
-        route = self._route
+        route = self.route
         request = self._request = Request(route.method, route.path, protocol.headers, self.body)
         if app.is_overloaded(route):
             seconds = app.seconds_to_refusal()
@@ -173,16 +207,16 @@ class _Exchange:
             if not self.keep_alive:
                 protocol.transport.close()
             protocol.on_response_complete()
-        app.answered(self._route, self._request, protocol.client, response.status, time.perf_counter() - self._start)
+        app.answered(self.route, self._request, protocol.client, response.status, time.perf_counter() - self._start)
 
 
 def _head(response: Response) -> bytes:
     """Status line and headers, but for the body's length."""
     key = (response.status, response.content_type, response.headers)
-    head = _heads.get(key)
+    head = _answer_heads.get(key)
     if head is None:
         lines = [(b"content-type", response.content_type), *response.headers]
         head = STATUS_LINE[response.status] + b"".join(b"%b: %b\r\n" % line for line in lines)
-        if len(_heads) < _MOST_HEADS:
-            _heads[key] = head
+        if len(_answer_heads) < _MOST_HEADS:
+            _answer_heads[key] = head
     return head

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from torchrec_models.pipelines.serving import direct
 from torchrec_models.pipelines.serving.app import App, Limits
 from torchrec_models.pipelines.serving.direct import DirectProtocol
 from torchrec_models.pipelines.serving.messages import HttpError, Request, Response, Route
@@ -143,6 +145,72 @@ def test_what_is_not_plain_takes_uvicorns_way(handlers):
             before = app.num_asgi
             assert ask(port, sent)[0].split()[1] == status, sent
             assert app.num_asgi == before + 1, sent
+
+
+@pytest.fixture
+def parsed(monkeypatch) -> list[bytes]:
+    """What uvicorn's parser was given."""
+    found: list[bytes] = []
+    data_received = HttpToolsProtocol.data_received
+
+    def counted(self: HttpToolsProtocol, data: bytes) -> None:
+        found.append(data)
+        data_received(self, data)
+
+    monkeypatch.setattr(HttpToolsProtocol, "data_received", counted)
+    return found
+
+
+def test_a_head_that_was_parsed_is_known_again(handlers, parsed):
+    app = CountingApp(handlers.routes())
+    first, second, longer = (request("/echo", body, headers="X-Kind: odd\r\n") for body in (b"one", b"\r\n\r", b"four"))
+    with running(app) as (port, _), socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        stream = connection.makefile("rb")
+        for sent in (first, second, longer, b"GET /echo HTTP/1.1\r\n\r\n", b"GET /echo HTTP/1.1\r\n\r\n", second):
+            connection.sendall(sent)
+            status, headers, body = answer(stream)
+            assert status.split()[1] == b"200" and body == sent.split()[0] + b" " + sent.partition(b"\r\n\r\n")[2]
+            assert headers[b"x-kind"] == (b"none" if sent.startswith(b"GET") else b"odd")
+        assert parsed == [first, longer, b"GET /echo HTTP/1.1\r\n\r\n"]
+        assert ask(port, second)[2] == b"POST \r\n\r"  # on another connection
+        assert len(parsed) == 3 and app.num_asgi == 0 and len(app.known_heads) == 3
+
+
+def test_a_known_head_is_one_only_where_a_request_begins(handlers, parsed):
+    """Not within a head or a body, and not before the answers to the requests before it."""
+    app = CountingApp(handlers.routes())
+    known = request("/echo", b"known")
+    with running(app) as (port, _):
+        assert ask(port, known)[2] == ask(port, known)[2] == b"POST known"
+        assert len(parsed) == 1
+        inside = b"POST /echo HTTP/1.1\r\nHost: x\r\nX-Kind: "  # the rest of this line is the known head's first
+        assert ask(port, inside, known)[1][b"x-kind"] == b"POST /echo HTTP/1.1"
+        large = request("/echo", b"x" * 10 + known)
+        assert ask(port, large[: -len(known)], known)[2] == b"POST " + b"x" * 10 + known
+        assert ask(port, known[:-1], known[-1:])[2] == b"POST known"
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(request("/wait"))
+            assert handlers.arrived.wait(20)
+            connection.sendall(known)
+            time.sleep(0.05)
+            handlers.gate.get_loop().call_soon_threadsafe(handlers.gate.set_result, None)
+            stream = connection.makefile("rb")
+            assert [answer(stream)[2] for _ in range(2)] == [b"waited", b"POST known"]
+            connection.sendall(known + known)
+            assert [answer(stream)[2] for _ in range(2)] == [b"POST known"] * 2
+            num_parsed = len(parsed)
+            connection.sendall(known)
+            assert answer(stream)[2] == b"POST known" and len(parsed) == num_parsed
+
+
+def test_known_heads_are_bounded(handlers, monkeypatch):
+    monkeypatch.setattr(direct, "_MOST_HEADS", 5)
+    app = CountingApp(handlers.routes())
+    with running(app) as (port, _):
+        for number in range(12):
+            sent = request("/echo", headers=f"X-Kind: {number}\r\nX-Long: {'x' * 300 * number}\r\n")
+            assert ask(port, sent)[1][b"x-kind"] == b"%d" % number
+    assert 0 < len(app.known_heads) <= 5 and max(map(len, app.known_heads)) <= 2048
 
 
 def test_pipelined_answers_stay_in_order(handlers):
