@@ -14,18 +14,33 @@ CLI = "torchrec_models.pipelines.cli"
 RENDEZVOUS_PORT = 29500
 
 
-def prepare(*arguments: str, config: str, image: str = "", python: str = "python", cpu: int = 2, memMB: int = 8192) -> specs.AppDef:
-    """Fit the transforms and write the shards, in one process.
+def prepare(
+    *arguments: str,
+    config: str,
+    nnodes: int = 1,
+    nproc: int = 1,
+    max_restarts: int = 0,
+    image: str = "",
+    python: str = "python",
+    cpu: int = 2,
+    memMB: int = 8192,
+) -> specs.AppDef:
+    """Fit the transforms and write the shards: in one process, or in nnodes x nproc that share the work and a file system.
 
     Args:
         arguments: key=value overrides and options of `trm prepare`
         config: config file, as the job sees it
+        nnodes: nodes; all see the data and the folder of the cache under the same paths
+        nproc: processes per node; one, with a thread per core, is enough
+        max_restarts: restarts of all processes before the job fails; finished shards are kept
         image: container image; not used by local_cwd
         python: the Python that has torchrec-models installed, as the job sees it
-        cpu: cores
-        memMB: memory in MB
+        cpu: cores per node
+        memMB: memory per node in MB
     """
-    return _app("prepare", [python, "-m", CLI, "prepare", config, *arguments], image, specs.resource(cpu=cpu, gpu=0, memMB=memMB))
+    start = [python] if nnodes == nproc == 1 else _torchrun(python, nproc, nnodes, max_restarts)
+    command = [*start, "-m", CLI, "prepare", config, *arguments]
+    return _app("prepare", command, image, specs.resource(cpu=cpu, gpu=0, memMB=memMB), nnodes)
 
 
 def train(

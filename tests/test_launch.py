@@ -43,7 +43,8 @@ def test_jobs_of_one_process_call_the_command_line_with_words_kept_whole(verb: s
 
 
 @pytest.mark.parametrize(
-    ("verb", "place", "restarts"), [("train", ("--config", "c.yaml"), 3), ("evaluate", RUN, 0), ("predict", RUN, 0)]
+    ("verb", "place", "restarts"),
+    [("prepare", ("--config", "c.yaml"), 0), ("train", ("--config", "c.yaml"), 3), ("evaluate", RUN, 0), ("predict", RUN, 0)],
 )
 def test_jobs_of_many_processes_go_through_torchrun(verb: str, place: tuple[str, str], restarts: int) -> None:
     words = command(verb, *place, "--nproc", "2", "--python", "/opt/my python", "--", "--verbose", "train.epochs=2")
@@ -92,6 +93,35 @@ def test_a_local_job_runs_the_command_and_reports_its_failure(tmp_path: Path) ->
             handle = torchx.run_component(f"{COMPONENTS}:prepare", arguments, "local_cwd", cfg={"log_dir": str(tmp_path / "log")})
             assert torchx.wait(handle, wait_interval=0.1).state.name == state
     assert (tmp_path / "arguments").read_text().splitlines() == ["-m", "torchrec_models.pipelines.cli", "prepare", "c.yaml", "fail"]
+
+
+def test_three_local_processes_prepare_the_cache_that_one_makes(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for i in range(4):
+        rows = {"user": draw.integers(0, 90, 500), "price": draw.normal(size=500), "click": draw.integers(0, 2, 500)}
+        pq.write_table(pa.table(rows), tmp_path / f"log-{i}.parquet")
+    config = {
+        "data": {"train": str(tmp_path / "*.parquet"), "cache": str(tmp_path / "three"), "rows_per_shard": 300},
+        "features": {"user": {"kind": "categorical"}, "price": {"kind": "numeric", "steps": ["standard"]}},
+        "labels": {"click": {}},
+        "model": {"name": "deepfm"},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    prepare(load(path, [f"data.cache={tmp_path / 'one'}"]), progress=False)
+    with runner.get_runner() as torchx:
+        arguments = ["--config", str(path), "--python", sys.executable, "--nproc", "3"]
+        handle = torchx.run_component(f"{COMPONENTS}:prepare", arguments, "local_cwd", cfg={"log_dir": str(tmp_path / "log")})
+        status = torchx.wait(handle, wait_interval=0.5)
+    output = "\n".join(file.read_text() for file in (tmp_path / "log").rglob("*.log"))
+    assert status.state.name == "SUCCEEDED", output
+    one, three = (
+        {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        for folder in (tmp_path / "one", tmp_path / "three")
+    )
+    assert one == three and len(one) > 30
+    told = "".join(file.read_text() for file in (tmp_path / "log").rglob("stdout.log"))
+    assert told.count("2,000 rows") == 1, "one of them tells"
 
 
 def test_two_local_processes_train_one_sharded_model(tmp_path: Path) -> None:

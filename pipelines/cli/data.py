@@ -13,6 +13,14 @@ def add(verbs: argparse._SubParsersAction) -> None:
     add_config(prepare)
     prepare.add_argument("--force", action="store_true", help="replace a cache of other data or settings; run queries again")
     prepare.add_argument("--workers", type=int, default=0, help="threads; the cache does not depend on it (default: one per core)")
+    prepare.epilog = (
+        "Several machines make one cache together where torchrun starts them "
+        "(torchx run launch/components.py:prepare --config CONFIG --nnodes 4). "
+        "All must see the same files, and the folder of the cache, under the same paths. "
+        "The cache is the same, byte for byte, however many make it. They share out the files, and large Parquet files between row "
+        "groups; a query is read, and co-visitations are counted, by the first process alone. "
+        "Started again, on any number of machines, it goes on from the shards that are finished."
+    )
     _add_data(verbs)
 
 
@@ -84,9 +92,13 @@ def _prepare(args: argparse.Namespace) -> None:
     from torchrec_models.pipelines import config as C
     from torchrec_models.pipelines.data.prepare import prepare
     from torchrec_models.pipelines.data.shards import Cache
+    from torchrec_models.pipelines.replicas import replicas
 
     config = C.load(args.config, args.overrides)
-    prepare(config, force=args.force, workers=args.workers)
+    processes = replicas()
+    prepare(config, force=args.force, workers=args.workers, replicas=processes)
+    if not processes.is_first:
+        return
     cache = Cache.open(config.data.cache)  # with folds: all of them
     for name, split in cache.splits.items():
         labels = ", ".join(f"{k} {v:.4f}" for k, v in split.label_mean.items())

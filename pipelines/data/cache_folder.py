@@ -3,7 +3,7 @@
 import fcntl
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,24 @@ def check_replaceable(folder: Path) -> None:
 
 
 @contextmanager
-def locked(partial: Path) -> Iterator[None]:
+def locked(partial: Path, *, rank: int = 0) -> Iterator[None]:
+    """Holds the lock of a process that works in `partial`, one of several perhaps.
+
+    Raises:
+        ValueError: if one of another `prepare`, or of an earlier attempt at this one, still works there.
+    """
     partial.mkdir(parents=True, exist_ok=True)
-    with (partial / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is preparing this cache (in {partial}); wait for it, or stop it") from None
+    with ExitStack() as held:
+        own = partial / ("lock" if not rank else f"lock-{rank}")
+        file = held.enter_context(own.open("w"))
+        for path in [own] if rank else sorted({own, *partial.glob("lock-*")}):
+            lock = file if path == own else held.enter_context(path.open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another process is preparing this cache (in {partial}); wait for it, or stop it") from None
+            if path != own:
+                lock.close()  # whoever held it is gone
         yield
 
 

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -245,7 +246,6 @@ def with_covisitation(
     Raises:
         ValueError: see `read_visits` and `covisitation`; the feature is named.
     """
-    computed: dict[str, dict[str, np.ndarray]] = {split: {} for split in sources}
     states: dict[str, CovisitationState] = {}
     for name, feature in config.features.items():
         if not isinstance(feature, CovisitationConfig):
@@ -261,8 +261,19 @@ def with_covisitation(
         folder.mkdir(parents=True, exist_ok=True)
         first = 0
         for split, num_rows in visits.num_rows.items():
-            path = folder / f"{len(states)}-{split}.npy"
-            np.save(path, found.values[first : first + num_rows])
-            computed[split][name] = np.load(path, mmap_mode="r")
+            np.save(_path(folder, name, split), found.values[first : first + num_rows])
             first += num_rows
-    return {split: replace(source, computed=computed[split]) for split, source in sources.items()}, states
+    return opened_covisitation(config, sources, folder), states
+
+
+def opened_covisitation(config: RunConfig, sources: dict[str, Source], folder: Path) -> dict[str, Source]:
+    """The sources with the columns that `with_covisitation` has put into the folder."""
+    names = [name for name, feature in config.features.items() if isinstance(feature, CovisitationConfig)]
+    return {
+        split: replace(source, computed={name: np.load(_path(folder, name, split), mmap_mode="r") for name in names})
+        for split, source in sources.items()
+    }
+
+
+def _path(folder: Path, feature: str, split: str) -> Path:
+    return folder / f"{quote(feature, safe=' ')}-{split}.npy"

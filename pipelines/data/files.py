@@ -20,6 +20,26 @@ class FileInfo:
     mtime_ns: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring rows of one file: what is dealt out to machines, and what statistics are taken of. Cut by the file alone, never
+    by memory, so that sums and samples do not depend on it.
+
+    Attributes:
+        file: its number among the files.
+        first_row: 0-based, in the file.
+        num_rows: None where only reading tells.
+        size: rows or bytes; comparable within one list of files.
+        groups: numbers of the row groups, of a Parquet file.
+    """
+
+    file: int
+    first_row: int
+    num_rows: int | None
+    size: int
+    groups: range = range(0)
+
+
 def find_files(paths: list[str], format: Literal["auto", "parquet", "csv", "tsv"]) -> tuple[list[FileInfo], Format]:
     """Files in the order of `paths`, sorted within each glob and folder, and their one format.
 

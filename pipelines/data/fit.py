@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -180,6 +181,44 @@ class Fitter:
             number, missing = numbers(values, place)
             number = number[~missing].astype(np.float64)
             lesson.sampled.append((ids.table, number[np.isfinite(number)]))
+
+    def start_part(self, number: int) -> None:
+        """What is learned from now on comes from this part of the rows (see files.Part)."""
+        for fit in self._numeric.values():
+            fit.start_part(number)
+        for sample in self._samples.values():
+            sample.start_part(number)
+
+    def state(self) -> Iterator[tuple[dict[str, Any], pa.Table]]:
+        """What this pass has learned so far, for the `merge` of another: keys that JSON can hold, and tables."""
+        for name, fit in self._numeric.items():
+            for key, table in fit.state():
+                yield {"numeric": name, **key}, table
+        if not self._pass:
+            for name, vocabulary in self._vocabularies.items():
+                for key, table in vocabulary.state():
+                    yield {"vocabulary": name, **key}, table
+            for name, sample in self._samples.items():
+                yield {"sample": name}, sample.state()
+
+    def merge(self, key: dict[str, Any], table: pa.Table) -> None:
+        """Learn what another has learned from its parts of the rows; in any order."""
+        if "numeric" in key:
+            self._numeric[key["numeric"]].merge(key, table)
+        elif "vocabulary" in key:
+            self._vocabularies[key["vocabulary"]].merge(key, table)
+        else:
+            self._samples[key["sample"]].merge(table)
+
+    def fitted_steps(self) -> dict[str, list[dict[str, Any]]]:
+        """Numeric feature -> steps that the passes so far have fixed, as JSON."""
+        return {name: fit.fitted_steps() for name, fit in self._numeric.items()}
+
+    def take_steps(self, steps: dict[str, list[dict[str, Any]]]) -> None:
+        """`end_pass` for one who has not learned everything: with the `fitted_steps` of one who has."""
+        for name, fit in self._numeric.items():
+            fit.take_steps(steps[name])
+        self._pass += 1
 
     def learn(self, lesson: Lesson) -> None:
         """Learn what `look_at` found; in the order of the rows."""

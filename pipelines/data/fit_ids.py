@@ -1,6 +1,8 @@
 """Learn the vocabulary of one table, from every feature that reads it."""
 
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +61,18 @@ class VocabularyFit:
         self._num_missing += pc.sum(counts.filter(missing)).as_py() or 0
         present = pc.invert(missing)
         self._counts.setdefault(values.type, ValueCounts()).add(values.filter(present), counts.filter(present))
+
+    def state(self) -> Iterator[tuple[dict[str, Any], pa.Table]]:
+        """What was counted so far: a key that JSON can hold, and a table, for each type of values."""
+        tables = [table for counts in self._counts.values() if (table := counts.table()) is not None]
+        for i, table in enumerate(tables or [_no_counts(pa.string())]):
+            yield {"num_missing": 0 if i else self._num_missing}, table
+
+    def merge(self, key: dict[str, Any], table: pa.Table) -> None:
+        """Count what another has counted."""
+        self._num_missing += key["num_missing"]
+        for batch in table.to_batches():
+            self._counts.setdefault(table.schema.field("value").type, ValueCounts()).add(batch["value"], batch["count"])
 
     def _canonical(self, values: pa.Array, place: Place) -> pa.Array:
         if self._kind == "string":

@@ -1,12 +1,26 @@
 """Learn the steps of one numeric feature in as few passes as they need."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from ..config.data import ClipStep, FillStep, QuantileStep
-from .numeric import MISSING_NUMBER, Clip, Fill, IsMissing, Log1p, MinMax, Quantile, Standard, Step, apply_step
+from .numeric import (
+    MISSING_NUMBER,
+    Clip,
+    Fill,
+    IsMissing,
+    Log1p,
+    MinMax,
+    Quantile,
+    Standard,
+    Step,
+    apply_step,
+    step_from_dict,
+    step_to_dict,
+)
 from .statistics import Moments, RowSample
 from .values import Place
 
@@ -116,6 +130,31 @@ class NumericFit:
             missing = np.isnan(x)
             out.append(Learnable(i, x[~missing], int(missing.sum()) if _learned_fill(step) else 0))
         return out
+
+    def start_part(self, number: int) -> None:
+        """What `add` gets from now on belongs to this part of the rows."""
+        for statistic in self._statistics.values():
+            statistic.start_part(number)
+
+    def state(self) -> Iterator[tuple[dict[str, Any], pa.Table]]:
+        """What this pass has learned so far: a key that JSON can hold, and a table, for each statistic."""
+        for i, statistic in self._statistics.items():
+            yield {"step": i, "num_missing": self._num_missing if i == min(self._statistics) else 0}, statistic.state()
+
+    def merge(self, key: dict[str, Any], table: pa.Table) -> None:
+        """Learn what another has learned from its parts of the rows."""
+        self._num_missing += key["num_missing"]
+        self._statistics[key["step"]].merge(table)
+
+    def fitted_steps(self) -> list[dict[str, Any]]:
+        """Those that the passes so far have fixed, as JSON."""
+        return [step_to_dict(step) for step in self._fitted]
+
+    def take_steps(self, steps: Sequence[dict[str, Any]]) -> None:
+        """End the pass with steps that another has fixed."""
+        self._remaining = self._remaining[len(steps) - len(self._fitted) :]
+        self._fitted = [step_from_dict(step) for step in steps]
+        self._plan()
 
     def add(self, learnable: Sequence[Learnable]) -> None:
         """Learn what `learnable` gave, in the order of the rows."""

@@ -6,7 +6,7 @@ fitted (vocabularies, means) is fitted on the rows that some fold trains on, and
 of rows that a fold validates on, never their labels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -92,6 +92,21 @@ class FoldPlan:
                     raise place.column_error(
                         f"data.split.stratify: more than {_MOST_CLASSES} values; give a column with few, such as the label"
                     )
+
+    def counts(self) -> list[tuple[str | None, list[int]]]:
+        """What was counted so far, as JSON data."""
+        return [(value, of_value.tolist()) for value, of_value in self._counts.items()]
+
+    def add_counts(self, counts: Iterable[tuple[str | None, list[int]]]) -> None:
+        """What another process has counted in other rows.
+
+        Raises:
+            ValueError: more than 64 values to stratify by.
+        """
+        for value, of_value in counts:
+            self._counts[value] = self._counts.get(value, 0) + np.array(of_value)
+        if len(self._counts) > _MOST_CLASSES:
+            raise ValueError(f"data.split.stratify: more than {_MOST_CLASSES} values; give a column with few, such as the label")
 
     def _add(self, value: str | None, bucket: np.ndarray) -> None:
         counts = self._counts.setdefault(value, np.zeros(NUM_BUCKETS, np.int64))

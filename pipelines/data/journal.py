@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,21 +23,19 @@ class Journal:
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path = path
         self._lock = Lock()
-        self.steps: list[dict[str, Any]] = []
         written = path.read_bytes() if path.exists() else b""
-        for line in written.split(b"\n")[:-1]:
-            try:
-                self.steps.append(json.loads(line))
-            except ValueError:
-                break
-        if not self.steps or self.steps[0] != identity:
-            self.steps = [identity]
+        self.steps = _steps(written, identity) or [identity]
+        self._of_others: list[dict[str, Any]] = []
         text = b"".join(_line(step) for step in self.steps)
         if text != written:
             with naming(path):
                 path.write_bytes(text)
             fsync(path)
             fsync(path.parent)
+
+    def read_too(self, paths: Iterable[Path]) -> None:
+        """Shards in the journals of other processes count as finished, too."""
+        self._of_others = [step for path in paths for step in _steps(path.read_bytes(), self.steps[0])]
 
     def add(self, step: dict[str, Any]) -> None:
         """Records a step whose files are on the disk already. Any thread may do this."""
@@ -51,16 +50,29 @@ class Journal:
         steps = [step["fitted"] for step in self.steps if "fitted" in step]
         return bool(steps) and all(_intact(folder / name, FileEntry(**entry)) for name, entry in steps[-1].items())
 
-    def finished_shards(self, split: str, folder: Path) -> tuple[Shard, ...]:
-        """The split's first shards, as many as are complete and as they were written."""
-        written = {step["name"]: step["shard"] for step in self.steps if step.get("split") == split}
+    def finished_shards(self, split: str, folder: Path, numbers: range) -> tuple[Shard, ...]:
+        """The first ones of these shards of a split, as many as are complete and as they were written."""
+        written = {step["name"]: step["shard"] for step in (*self._of_others, *self.steps) if step.get("split") == split}
         shards: list[Shard] = []
-        while raw := written.get(f"{len(shards):05d}"):
-            shard = Shard.from_json(folder / f"{len(shards):05d}", raw)
-            if not all(_intact(shard.folder / name, entry) for name, entry in shard.files.items()):
+        for number in numbers:
+            name = f"{number:05d}"
+            if name not in written:
+                break
+            shard = Shard.from_json(folder / name, written[name])
+            if not all(_intact(shard.folder / file, entry) for file, entry in shard.files.items()):
                 break
             shards.append(shard)
         return tuple(shards)
+
+
+def _steps(written: bytes, identity: dict[str, Any]) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = []
+    for line in written.split(b"\n")[:-1]:
+        try:
+            steps.append(json.loads(line))
+        except ValueError:
+            break
+    return steps if steps[:1] == [identity] else []
 
 
 def _line(step: dict[str, Any]) -> bytes:

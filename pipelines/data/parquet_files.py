@@ -1,6 +1,6 @@
 """Parquet files as streams of record batches, decoded a few rows at a time whatever the row groups' size."""
 
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config.errors import nearest
-from .files import FileInfo, no_rows
+from .files import FileInfo, Part, no_rows
 from .values import Place, cast, is_text
 
 _PROBE_ROWS = 1024
 _MOST_ROWS = 1 << 18
+_LEAST_PART_ROWS = 1 << 18
 _LEAST_ROWS = 256
 _SHARE_OF_BUDGET = 16
 _LONG_TEXT_BYTES = 64  # to make a dictionary of such texts costs as much again as to read them
@@ -25,12 +26,12 @@ class ParquetFiles:
 
     Attributes:
         schema: of the batches; integers or floats of several widths meet at 64 bits.
-        num_rows: per file.
+        group_rows: per file, of each row group.
     """
 
     files: list[FileInfo]
     schema: pa.Schema
-    num_rows: list[int]
+    group_rows: list[list[int]]
     _memory_budget_bytes: int
     _dictionary_columns: list[str]
     _sized_by: list[str]
@@ -46,7 +47,7 @@ class ParquetFiles:
         """
         types: dict[str, pa.DataType] = {}
         first_with: dict[str, str] = {}
-        num_rows = []
+        group_rows = []
         for info in files:
             file = _open(info.path)
             check_columns(info.path, file.schema_arrow.names, columns)
@@ -62,45 +63,48 @@ class ParquetFiles:
                         f"write all files with one type"
                     )
                 types[name] = unified
-            num_rows.append(file.metadata.num_rows)
-        if not sum(num_rows):
+            group_rows.append([file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)])
+        if not any(map(sum, group_rows)):
             raise no_rows(files)
         coded = [n for n in columns if n in dictionary_columns and _is_string(types[n]) and not _gave_up(files[0].path, n)]
         fields = [pa.field(n, pa.dictionary(pa.int32(), pa.string()) if n in coded else types[n]) for n in columns]
-        return cls(files, pa.schema(fields), num_rows, memory_budget_bytes, coded, columns)
+        return cls(files, pa.schema(fields), group_rows, memory_budget_bytes, coded, columns)
 
     def only(self, columns: list[str]) -> "ParquetFiles":
         """The same files in the same batches, fewer columns."""
         return replace(self, schema=pa.schema([self.schema.field(name) for name in columns]))
 
-    def count_rows(self, index: int) -> int:
-        return self.num_rows[index]
+    @property
+    def parts(self) -> list[Part]:
+        """Whole row groups, a quarter of a million rows or more where the file goes on for as long."""
+        out = []
+        for file, rows in enumerate(self.group_rows):
+            first_row = num_rows = first = 0
+            for group, more in enumerate(rows):
+                num_rows += more
+                if num_rows and (num_rows >= _LEAST_PART_ROWS or group == len(rows) - 1):
+                    out.append(Part(file, first_row, num_rows, num_rows, range(first, group + 1)))
+                    first_row, num_rows, first = first_row + num_rows, 0, group + 1
+        return out
 
-    def batches(self, index: int) -> Iterator[pa.RecordBatch]:
-        """Stream one file.
+    def streams(self, part: Part) -> list[Callable[[], Generator[pa.RecordBatch, None, None]]]:
+        """The part in stretches of whole row groups, to be streamed one after the other or at once.
 
         Raises:
-            ValueError: naming file and data row, where the file is damaged.
+            ValueError: naming the file, where it has changed; the streams raise it with the data row, where it is damaged.
         """
-        for stream in self.streams(index):
-            yield from stream()
-
-    def streams(self, index: int) -> list[Callable[[], Generator[pa.RecordBatch, None, None]]]:
-        """The file in parts of whole row groups, to be streamed one after the other or at once."""
-        path = self.files[index].path
+        path, expected = self.files[part.file].path, sum(self.group_rows[part.file])
         metadata = _open(path).metadata
-        if metadata.num_rows != self.num_rows[index]:
-            raise ValueError(f"{path}: {metadata.num_rows} rows, where there were {self.num_rows[index]}; the file has changed")
-        if not metadata.num_rows:
-            return []
+        if metadata.num_rows != expected:
+            raise ValueError(f"{path}: {metadata.num_rows} rows, where there were {expected}; the file has changed")
         most_rows = self._batch_rows(path)
         streams: list[Callable[[], Generator[pa.RecordBatch, None, None]]] = []
         groups: list[int] = []
-        first_row = num_rows = 0
-        for group in range(metadata.num_row_groups):
+        first_row, num_rows = part.first_row, 0
+        for group in part.groups:
             groups.append(group)
             num_rows += metadata.row_group(group).num_rows
-            if num_rows >= most_rows or group == metadata.num_row_groups - 1:
+            if num_rows >= most_rows or group == part.groups[-1]:
                 num_batches = -(-num_rows // most_rows)
                 batch_rows = -(-num_rows // num_batches)
                 streams.append(partial(self._stream, path, metadata, groups, first_row, num_rows, batch_rows))

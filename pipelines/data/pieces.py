@@ -35,7 +35,7 @@ class Pieces:
     @classmethod
     def of(cls, config: RunConfig, source: Source, folder: Path) -> "Pieces":
         """For those columns that only one feature reads, by a vocabulary that is learned from every row of the files."""
-        if config.data.split is not None or source.num_rows is None:
+        if config.data.split is not None or source.is_text:
             return cls(folder, ())
         as_numbers, as_ids, as_they_are = uses(config)
         tables = config.table_configs()

@@ -9,19 +9,22 @@ goes on in `<cache>.partial-<fingerprint>/`:
     cache/           becomes `<cache>` by one rename, after its manifest is on the disk
 """
 
+import json
 import os
 import shutil
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from torchrec_models.pipelines.config import DataConfig, FoldSplit, QueryConfig, RunConfig, TimeFoldSplit
+from torchrec_models.pipelines.replicas import ALONE, ReplicaFailed, Replicas
 
 from .build import build
 from .cache_folder import check_replaceable, finished, locked, publish
-from .fingerprint import files_of, fingerprint_of, settings_of
+from .fingerprint import differences, files_of, fingerprint_of, settings_of, versions
 from .fit import Fitter
 from .folds import fold_of_cache
 from .progress import say
@@ -33,7 +36,9 @@ from .store_files import open_stores, with_stores
 from .targets import side_columns
 
 
-def prepare(config: RunConfig, *, progress: bool = True, force: bool = False, workers: int = 0) -> Cache:
+def prepare(
+    config: RunConfig, *, progress: bool = True, force: bool = False, workers: int = 0, replicas: Replicas = ALONE
+) -> Cache:
     """Makes the cache at `config.data.cache`, or returns the finished one that is there.
 
     A finished cache of the same settings and source files is reused. An interrupted one is completed: finished shards are
@@ -48,44 +53,81 @@ def prepare(config: RunConfig, *, progress: bool = True, force: bool = False, wo
         progress: progress bars and messages on stderr.
         force: replace a cache made with other settings or of other files, or an altered one; run queries again.
         workers: threads that decode and encode; 0: one per core that this process may use. The cache does not depend on it.
+        replicas: the processes that make this cache together, all of which call this. They see the same files and the folder of
+            the cache under the same paths. Nor does the cache depend on their number.
 
     Raises:
         ValueError: for data that does not fit the config (file, column and row are named); for a cache of other settings
             (saying which); for a split that was asked for and got no row; if another process prepares the same cache.
         OSError: with the path, where the disk refuses; start again when there is room, and finished shards are kept.
+        ReplicaFailed: if another process has stopped.
     """
     if workers < 0:
         raise ValueError(f"workers must be 1 or more, or 0 for one per core; given {workers}")
     workers = workers or len(os.sched_getaffinity(0))
-    folder = Path(config.data.cache)
     side_columns(config.data)
+    with replicas.together():
+        if replicas.world_size > 1:
+            _check_alike(config, replicas)
+        _prepare(config, replicas, progress=progress and replicas.is_first, force=force, workers=workers)
+    return _chosen_fold(Cache.open(config.data.cache), config.data)
+
+
+def _prepare(config: RunConfig, replicas: Replicas, *, progress: bool, force: bool, workers: int) -> None:
+    folder = Path(config.data.cache)
     inputs = {"settings": settings_of(config), "files": files_of(config)}
-    found = None if force else finished(folder, inputs)
     partial = folder.with_name(f"{folder.name}.partial-{fingerprint_of(inputs)[:12]}")
-    if found is None:
-        check_replaceable(folder)
-        with locked(partial):
-            found = None if force else finished(folder, inputs)  # a process that we waited for may have made it
-            if found is None:
+
+    def found() -> bool:
+        return not force and finished(folder, inputs) is not None
+
+    if not replicas.from_first("found", found):
+        with ExitStack() as lock:
+            if replicas.is_first:
+                check_replaceable(folder)
+                lock.enter_context(locked(partial))
+            if not replicas.from_first("found meanwhile", found):  # a process that we waited for may have made it
+                if not replicas.is_first:
+                    lock.enter_context(locked(partial, rank=replicas.rank))
                 try:
-                    snapshots = _snapshots(config, again=force, progress=progress)
-                    with telling_when_read(snapshots):
-                        described = inputs | ({"snapshots": snapshots} if snapshots else {})
-                        build(partial, config, described, workers=workers, progress=progress)
-                except ValueError:  # the same files and settings would fail again: nothing here is worth keeping
-                    shutil.rmtree(partial, ignore_errors=True)
+                    _build(partial, config, inputs, replicas, force=force, workers=workers, progress=progress)
+                except (ValueError, ReplicaFailed) as error:
+                    replicas.stop(error)
+                    if replicas.is_first and getattr(error, "wrong_input", True):
+                        shutil.rmtree(partial, ignore_errors=True)  # nothing is worth keeping: it would fail again
                     raise
-                publish(partial / "cache", folder)
-    else:
-        say(
-            progress,
-            f"{folder} is up to date: reused ({', '.join(f'{n}: {s.num_rows:,}' for n, s in found.splits.items())} rows)",
+    elif replicas.is_first:
+        num_rows = {name: split.num_rows for name, split in Cache.open(folder).splits.items()}
+        say(progress, f"{folder} is up to date: reused ({', '.join(f'{n}: {rows:,}' for n, rows in num_rows.items())} rows)")
+    if replicas.is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+        drop_other_snapshots(config)
+        for other in folder.parent.glob(f"{folder.name}.partial-*"):
+            say(progress, f"{other} is left over from an interrupted run with other settings; delete it if you don't need it")
+
+
+def _build(
+    partial: Path, config: RunConfig, inputs: dict[str, Any], replicas: Replicas, *, force: bool, workers: int, progress: bool
+) -> None:
+    snapshots = replicas.from_first("snapshots", lambda: _snapshots(config, again=force, progress=progress))
+    with telling_when_read(snapshots):
+        described = inputs | ({"snapshots": snapshots} if snapshots else {})
+        build(partial, config, described, replicas=replicas, workers=workers, progress=progress)
+    if replicas.is_first:
+        publish(partial / "cache", Path(config.data.cache))
+    replicas.barrier("published")
+
+
+def _check_alike(config: RunConfig, replicas: Replicas) -> None:
+    """Raises ValueError where processes see other settings, files or packages than the first one does."""
+    seen = {"settings": settings_of(config), "files": files_of(config), "packages": versions()}
+    first = replicas.from_first("inputs", lambda: seen)
+    changes = [line for part in seen for line in differences(first[part], json.loads(json.dumps(seen[part])), part)]
+    if changes:
+        raise ValueError(
+            f"process {replicas.rank + 1} of {replicas.world_size} does not see what the first one sees (was: the first one):\n"
+            + "\n".join(f"  {line}" for line in changes[:8])
         )
-    shutil.rmtree(partial, ignore_errors=True)
-    drop_other_snapshots(config)
-    for other in folder.parent.glob(f"{folder.name}.partial-*"):
-        say(progress, f"{other} is left over from an interrupted run with other settings; delete it if you don't need it")
-    return _chosen_fold(found or Cache.open(folder), config.data)
 
 
 def check_data(config: RunConfig) -> None:

@@ -1,5 +1,6 @@
 """The last pass of `prepare`: raw rows are encoded and spread over the shards of their splits."""
 
+from collections.abc import Collection, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +46,14 @@ class RowWriter:
 
     `share` and `append` want the batches in the order of the first run; `encode` may be done by any thread.
 
-    Rows that finished shards hold already are not encoded again.
+    Rows that finished shards hold already are not encoded again, nor are those of shards that another process writes.
 
     Args:
         folder: where the splits' folders are or will be.
         encode: makes rows of what is read.
         journal: says which shards are finished, and is told of each new one.
         raw_schema: of the training files; types of side columns are taken from it.
+        shards: split -> numbers of the shards to write.
         pool: as of ShardWriter.
     """
 
@@ -63,6 +65,7 @@ class RowWriter:
         encode: LogEncoder,
         raw_schema: pa.Schema,
         *,
+        shards: Mapping[str, range],
         pool: Executor | None = None,
     ) -> None:
         self._config = config
@@ -79,14 +82,17 @@ class RowWriter:
                 encode.schema,
                 self._side_schema,
                 rows_per_shard=config.data.rows_per_shard,
-                finished=journal.finished_shards(split, folder / split),
+                numbers=shards[split],
+                finished=journal.finished_shards(split, folder / split, shards[split]),
                 on_finished=record,
                 pool=pool,
             )
 
         self.splits = stored_names(config.data.split)
         self._writers = [writer(split) for split in self.splits]
-        self._num_kept = [writer.num_rows for writer in self._writers]
+        first_rows = [shards[split].start * config.data.rows_per_shard for split in self.splits]
+        self._needed_from = [first + writer.num_rows for first, writer in zip(first_rows, self._writers)]
+        self._needed_to = [shards[split].stop * config.data.rows_per_shard for split in self.splits]
         self._num_seen = [0] * len(self.splits)
 
     @property
@@ -98,14 +104,25 @@ class RowWriter:
     def shards(self) -> dict[str, list[Shard]]:
         return {split: writer.shards for split, writer in zip(self.splits, self._writers)}
 
+    def needed(self, splits: Collection[str]) -> dict[int, tuple[int, int]]:
+        """Split (its index) -> numbers, within it, of the first row that is still to be written and of the one behind the last."""
+        codes = [self.splits.index(split) for split in splits]
+        return {code: (self._needed_from[code], self._needed_to[code]) for code in codes}
+
+    def start_behind(self, rows_before: Mapping[int, int]) -> None:
+        """The next batch comes behind so many rows of each split."""
+        for code, num_rows in rows_before.items():
+            self._num_seen[code] = num_rows
+
     def share(self, batch: SourceBatch, codes: np.ndarray) -> Share:
         """What of a batch is still to be written; `codes` [N] says the split of each row as an index in `splits`."""
         needed = np.ones(len(codes), bool)
         for code in range(len(self.splits)):
-            if self._num_seen[code] < self._num_kept[code]:
-                of_split = np.flatnonzero(codes == code)
-                needed[of_split[: self._num_kept[code] - self._num_seen[code]]] = False
-                self._num_seen[code] += len(of_split)
+            of_split = np.flatnonzero(codes == code)
+            first, stop = self._needed_from[code] - self._num_seen[code], self._needed_to[code] - self._num_seen[code]
+            needed[of_split[: max(first, 0)]] = False
+            needed[of_split[max(stop, 0) :]] = False
+            self._num_seen[code] += len(of_split)
         index = np.flatnonzero(needed)
         return Share(batch, index, codes[index])
 

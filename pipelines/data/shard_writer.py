@@ -16,6 +16,7 @@ from .durable import fsync, naming
 from .rows import Rows, list_valued
 from .shards import NPY_HEADER_BYTES, SIDECARS, Shard, array_files
 
+EVERY_SHARD = range(2**31)
 _MOST_INCOMPLETE = 2  # shards of a split that wait for the disk
 _SIDECAR_CHUNK_ROWS = 1 << 16  # side columns are cut here, whatever batches they came in, so that equal rows give equal files
 
@@ -105,7 +106,8 @@ class ShardWriter:
 
     Args:
         folder: of the split.
-        finished: shards that an earlier writer finished; this one goes on behind them.
+        numbers: of the shards that this writer writes, from the first on; the others are left alone.
+        finished: those of them that an earlier writer finished; this one goes on behind them.
         on_finished: called with each shard that is complete on disk; with a pool, by one of its threads.
         pool: forces shards to the disk and computes checksums while the next shards grow; None: it is done before going on.
     """
@@ -117,6 +119,7 @@ class ShardWriter:
         sidecar_schema: pa.Schema,
         *,
         rows_per_shard: int,
+        numbers: range = EVERY_SHARD,
         finished: tuple[Shard, ...] = (),
         on_finished: Callable[[Shard], None] | None = None,
         pool: Executor | None = None,
@@ -127,13 +130,14 @@ class ShardWriter:
         self.rows_per_shard = rows_per_shard
         self.num_rows = sum(shard.num_rows for shard in finished)
         """Rows in finished shards and in the one under way."""
+        self._numbers = numbers
         self._finished: list[Shard | Future[Shard]] = list(finished)
         self._on_finished = on_finished
         self._pool = pool
         self._open: _OpenShard | None = None
         keep = {shard.folder.name for shard in finished}
         for left_over in folder.iterdir() if folder.exists() else ():
-            if left_over.name not in keep:
+            if left_over.name not in keep and int(left_over.stem) in numbers:
                 shutil.rmtree(left_over)
 
     @property
@@ -156,7 +160,8 @@ class ShardWriter:
         start = 0
         while start < rows.num_rows:
             if self._open is None:
-                self._open = _OpenShard(self.folder / f"{len(self._finished):05d}.tmp", self.schema, self.sidecar_schema)
+                number = self._numbers[len(self._finished)]
+                self._open = _OpenShard(self.folder / f"{number:05d}.tmp", self.schema, self.sidecar_schema)
             stop = min(rows.num_rows, start + self.rows_per_shard - self._open.num_rows)
             self._open.append(rows.slice(start, stop), sidecars.slice(start, stop - start))
             self.num_rows += stop - start

@@ -1,6 +1,6 @@
 """Rows from files (Parquet, delimited text, what a query gave), streamed as Arrow record batches that know their file and row."""
 
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +12,7 @@ import pyarrow as pa
 from ..config import QueryConfig, RunConfig
 from ..config.data import BucketIds, CovisitationConfig, FloatConfig, raw_columns, store_of
 from ..config.splits import split_columns
-from .files import FileInfo, find_files, no_rows
+from .files import FileInfo, Part, find_files, no_rows
 from .parallel import joined
 from .parquet_files import ParquetFiles
 from .text_files import TextFiles
@@ -26,12 +26,14 @@ class SourceBatch:
         path: the file.
         first_row: 0-based number of the first row in that file (a header line is not a row).
         global_row: 0-based number of the first row over the whole source.
+        part: number of the part; all rows are of one.
     """
 
     batch: pa.RecordBatch
     path: str
     first_row: int
     global_row: int
+    part: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +43,13 @@ class Source:
     Attributes:
         arrow_schema: the wanted columns.
         files: in reading order.
-        num_rows: of all files; None where only reading tells (text).
+        parts: of all files, in reading order.
         computed: further columns of all rows, [num_rows] each, that `batches` appends.
     """
 
     arrow_schema: pa.Schema
     files: list[FileInfo]
-    num_rows: int | None
+    parts: list[Part]
     _reader: ParquetFiles | TextFiles
     computed: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -89,7 +91,7 @@ class Source:
             parquet = ParquetFiles.open(
                 files, columns, memory_budget_bytes=memory_budget_bytes, dictionary_columns=dictionary_columns
             )
-            return cls(parquet.schema, files, sum(parquet.num_rows), parquet)
+            return cls(parquet.schema, files, parquet.parts, parquet)
         text = TextFiles.open(
             files,
             columns,
@@ -100,7 +102,33 @@ class Source:
             types=text_types or {},
             memory_budget_bytes=memory_budget_bytes,
         )
-        return cls(text.schema, files, None, text)
+        return cls(text.schema, files, text.parts, text)
+
+    @property
+    def num_rows(self) -> int | None:
+        """Of all files; None where only reading tells (text)."""
+        return self.num_rows_of(range(len(self.parts)))
+
+    def num_rows_of(self, parts: range) -> int | None:
+        """Of some parts, if they are counted."""
+        total = 0
+        for i in parts:
+            if (num_rows := self.parts[i].num_rows) is None:
+                return None
+            total += num_rows
+        return total
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self._reader, TextFiles)
+
+    def counted(self, num_rows: Sequence[int]) -> "Source":
+        """The same rows, for one who knows how many each part has."""
+        return replace(self, parts=[replace(part, num_rows=rows) for part, rows in zip(self.parts, num_rows, strict=True)])
+
+    def count_part(self, part: Part) -> int:
+        """Its rows, found by reading it."""
+        return sum(batch.num_rows for stream in self._reader.streams(part) for batch in stream())
 
     def only(self, columns: Collection[str]) -> "Source":
         """The same rows, fewer columns."""
@@ -110,36 +138,41 @@ class Source:
             self, arrow_schema=pa.schema([f for f in self.arrow_schema if f.name in columns]), _reader=reader, computed=computed
         )
 
-    def batches(self, start_file: int = 0, *, num_threads: int = 0) -> Iterator[SourceBatch]:
-        """Stream the rows of all files from `files[start_file]` on.
+    def batches(self, parts: range | None = None, *, num_threads: int = 0) -> Iterator[SourceBatch]:
+        """Stream the rows of all files, or of some neighbouring parts.
 
         Args:
+            parts: their numbers; the parts before them must be counted.
             num_threads: that read ahead; 0 reads in the caller's thread.
 
         Raises:
-            ValueError: naming file and data row, for damaged files and text that does not fit its column.
+            ValueError: naming file and data row, for damaged files and text that does not fit its column; if there are no rows
+                (of all files).
         """
-        global_row = sum(self._reader.count_rows(i) for i in range(start_file))
-        first_row, last_index = 0, start_file
-        with closing(joined(self._streams(start_file), num_threads=num_threads)) as batches:
+        wanted = range(len(self.parts)) if parts is None else parts
+        global_row = self.num_rows_of(range(wanted.start))
+        assert global_row is not None, "parts before these are not counted"
+        first_row, last_index = 0, -1
+        with closing(joined(self._streams(wanted), num_threads=num_threads)) as batches:
             for index, batch in batches:
+                part = self.parts[index]
                 if index != last_index:
-                    first_row, last_index = 0, index
+                    first_row, last_index = part.first_row, index
                 for name, values in self.computed.items():
                     batch = batch.append_column(name, pa.array(values[global_row : global_row + batch.num_rows]))
-                yield SourceBatch(batch, self.files[index].path, first_row, global_row)
+                yield SourceBatch(batch, self.files[part.file].path, first_row, global_row, index)
                 first_row += batch.num_rows
                 global_row += batch.num_rows
-        if global_row == 0:
+        if parts is None and global_row == 0:
             raise no_rows(self.files)
 
-    def _streams(self, start_file: int) -> Iterator[Callable[[], Generator[tuple[int, pa.RecordBatch], None, None]]]:
+    def _streams(self, parts: range) -> Iterator[Callable[[], Generator[tuple[int, pa.RecordBatch], None, None]]]:
         def numbered(index: int, stream: Callable[[], Generator]) -> Generator[tuple[int, pa.RecordBatch], None, None]:
             for batch in stream():
                 yield index, batch
 
-        for index in range(start_file, len(self.files)):
-            for stream in self._reader.streams(index):
+        for index in parts:
+            for stream in self._reader.streams(self.parts[index]):
                 yield partial(numbered, index, stream)
 
 

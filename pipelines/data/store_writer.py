@@ -47,6 +47,11 @@ def write_stores(
     return written, all_keys
 
 
+def read_keys(folder: Path, config: RunConfig) -> list[Keys]:
+    """The ids of the stores that `write_stores` has written."""
+    return [Keys.load(name, store, folder / name / KEYS) for name, store in config.data.stores.items()]
+
+
 def count_unknown(
     stores: Sequence[StoreData], transforms: Transforms, shards: Mapping[str, Sequence[Shard]]
 ) -> tuple[StoreData, ...]:

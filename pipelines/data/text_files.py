@@ -9,7 +9,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from .files import FileInfo
+from .files import FileInfo, Part
 from .parquet_files import check_columns
 
 _FIRST_LINE_BYTES = 1 << 20
@@ -79,13 +79,13 @@ class TextFiles:
         """The same files, fewer columns."""
         return replace(self, schema=pa.schema([self.schema.field(name) for name in columns]))
 
-    def count_rows(self, index: int) -> int:
-        """Rows of one file, found by reading it."""
-        return sum(batch.num_rows for batch in self.batches(index))
+    @property
+    def parts(self) -> list[Part]:
+        """The files, which can only be read from their start to their end."""
+        return [Part(i, 0, None, file.size_bytes) for i, file in enumerate(self.files)]
 
-    def streams(self, index: int) -> list[Callable[[], Generator[pa.RecordBatch, None, None]]]:
-        """The file, which can only be read from its start to its end."""
-        return [lambda: self.batches(index)]
+    def streams(self, part: Part) -> list[Callable[[], Generator[pa.RecordBatch, None, None]]]:
+        return [lambda: self.batches(part.file)]
 
     def batches(self, index: int) -> Generator[pa.RecordBatch, None, None]:
         """Stream one file.

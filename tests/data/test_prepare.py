@@ -533,7 +533,7 @@ def test_long_texts_are_cut_once_and_nothing_of_it_stays(tmp_path: Path, monkeyp
         patch.setattr("torchrec_models.pipelines.data.build.write_stores", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(config("resumed"), progress=False)
-    assert len(list(tmp_path.glob("resumed.partial-*/pieces/*"))) == num_batches
+    assert len(list(tmp_path.glob("resumed.partial-*/pieces/*/*"))) == num_batches
     assert files_below(prepare(config("resumed"), progress=False, workers=1).folder) == once
     assert len(kept) == 2 * num_batches
 

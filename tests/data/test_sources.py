@@ -104,12 +104,14 @@ def test_files_folders_and_globs(tmp_path: Path, table: pa.Table) -> None:
     assert (info.size_bytes, info.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
-def test_start_file_counts_the_rows_before_it(tmp_path: Path, table: pa.Table) -> None:
+def test_parts_know_the_rows_before_them(tmp_path: Path, table: pa.Table) -> None:
     for name, rows in (("a", 10), ("b", 20), ("c", 5)):
         pq.write_table(table.slice(0, rows), tmp_path / f"{name}.parquet")
         (tmp_path / f"{name}.csv").write_text("x,y\n" + "1,2\n" * rows)
     for pattern, column in (("*.parquet", "item"), ("*.csv", "x")):
-        first = next(open_files([tmp_path / pattern], [column]).batches(start_file=2))
+        source = open_files([tmp_path / pattern], [column])
+        source = source.counted([source.count_part(part) for part in source.parts])
+        first = next(source.batches(range(2, 3)))
         assert (first.global_row, first.first_row, first.batch.num_rows, Path(first.path).stem) == (30, 0, 5, "c")
 
 
