@@ -1,7 +1,7 @@
 """The load test: `trm serve` on one core, driven from another; benchmarks/results/serving.json.
 
     python -m benchmarks.serving FOLDER all --quick                       a rehearsal of everything, nothing written: a minute
-    python -m benchmarks.serving FOLDER closed | open | overload | soak   each under 8 minutes
+    python -m benchmarks.serving FOLDER closed | open | floor | overload | soak   each under 8 minutes
     python -m benchmarks.serving FOLDER peers --peers VENV                beside others (benchmarks/peers/setup_serving.sh VENV)
 
 FOLDER gets the models, made on the first call (some two minutes). The machine must be quiet: `other_cpus` in each row says how many
@@ -11,7 +11,9 @@ pace). docs/serving.md says what each mode asks.
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,7 @@ OPEN_RATES = {
     ("deepfm", "/bid"): (5000, 10_000),
     ("autoint", "/predict"): (2500, 5000),
 }
+FLOOR_RATE = 10_000
 OVERLOAD_CONNECTIONS = 512
 QUIET_CPUS = 0.2
 SHOWN_OF_ROUNDS = ("requests_per_second", "p50_ms", "p99_ms", "other_cpus", "loop_ms")
@@ -74,13 +77,18 @@ class Bench:
 
     def measure(self, label: str, server: Server, run: Callable[[], Row], **facts: Any) -> Row:
         """Rounds of one measurement; the row is the round of median p99, with all rounds' rates and latencies beside it."""
-        found = []
-        for _ in range(self.rounds):
-            loop_ms = loop_milliseconds(self.server_core)
-            meter = Meter(server)
-            row = run()
-            num_answers = row["answered"] + (sum(row["refused"].values()) if isinstance(row["refused"], dict) else row["refused"])
-            found.append({**row, **meter.read(num_answers), "loop_ms": loop_ms})
+        return self.report(label, [self.once(server, run) for _ in range(self.rounds)], **facts)
+
+    def once(self, server: Server, run: Callable[[], Row]) -> Row:
+        """One round, with what it cost."""
+        loop_ms = loop_milliseconds(self.server_core)
+        meter = Meter(server)
+        row = run()
+        num_answers = row["answered"] + (sum(row["refused"].values()) if isinstance(row["refused"], dict) else row["refused"])
+        return {**row, **meter.read(num_answers), "loop_ms": loop_ms}
+
+    def report(self, label: str, found: list[Row], **facts: Any) -> Row:
+        """Prints and keeps the round of median p99."""
         best = sorted(found, key=lambda r: (r["p99_ms"] is None, r["p99_ms"]))[len(found) // 2]
         rounds = {f"{key}_of_rounds": [r[key] for r in found] for key in SHOWN_OF_ROUNDS}
         row = {"model": label, **facts, **best, **rounds}
@@ -123,6 +131,32 @@ def open_(bench: Bench) -> None:
 
 def _open(bench: Bench, server: Server, path: str, rate: float, connections: int = OPEN_CONNECTIONS) -> Row:
     return open_loop(server.port, path, bench.bodies(path), connections=connections, rate=rate, seconds=bench.seconds)
+
+
+def floor(bench: Bench) -> None:
+    """The same requests to servers that do nothing, and to ours, turn and turn about: how much of a figure is ours."""
+    servers = {"no-op protocol": _floor(bench, "protocol"), "no-op ASGI": _floor(bench, "asgi"), "trm serve": bench.serve("deepfm")}
+    loads: dict[str, Callable[[Server], Row]] = {
+        "closed loop, 16 connections": lambda server: bench.closed(server, "/predict", 16, bench.seconds),
+        f"open loop, {FLOOR_RATE}/s": lambda server: _open(bench, server, "/predict", FLOOR_RATE),
+    }
+    with ExitStack() as stack:
+        for server in servers.values():
+            stack.enter_context(server)
+            bench.closed(server, "/predict", 16, min(bench.seconds, 2))
+        for load, run in loads.items():
+            found: dict[str, list[Row]] = {name: [] for name in servers}
+            for _ in range(bench.rounds):
+                for name, server in servers.items():
+                    found[name].append(bench.once(server, partial(run, server)))
+            for name, rounds in found.items():
+                bench.report(f"floor: {name}, {load}", rounds)
+
+
+def _floor(bench: Bench, kind: str) -> Server:
+    bench.port += 1
+    command = [sys.executable, "-m", "benchmarks.serving.floor_server", kind, str(bench.port)]
+    return Server(kind, command, core=bench.server_core, port=bench.port)
 
 
 def overload(bench: Bench) -> None:
@@ -228,7 +262,7 @@ def main() -> None:
         prog="python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="for the models, some 200 MB")
-    parser.add_argument("mode", choices=["models", "closed", "open", "overload", "soak", "peers", "all"])
+    parser.add_argument("mode", choices=["models", "closed", "open", "floor", "overload", "soak", "peers", "all"])
     parser.add_argument(
         "--seconds", type=float, default=0, help="of each measurement (default: 6; soak: 60; with --quick: 1; soak: 6)"
     )
@@ -243,7 +277,7 @@ def main() -> None:
     for model in ("deepfm", "autoint"):
         make(args.folder, model)
     os.sched_setaffinity(0, {cores[-1]})
-    for mode in ("closed", "open", "overload", "soak", "peers") if args.mode == "all" else (args.mode,):
+    for mode in ("closed", "open", "floor", "overload", "soak", "peers") if args.mode == "all" else (args.mode,):
         is_soak = mode == "soak"
         seconds = args.seconds or (6 if is_soak else 1) if args.quick else args.seconds or (60 if is_soak else 6)
         rounds = args.rounds or (1 if args.quick or is_soak else 3)
@@ -252,6 +286,7 @@ def main() -> None:
             "models": lambda bench: None,
             "closed": closed,
             "open": open_,
+            "floor": floor,
             "overload": overload,
             "soak": soak,
             "peers": lambda bench: beside(bench, args.peers),

@@ -45,6 +45,7 @@ class Graph:
         options.inter_op_num_threads = 1
         path = str(folder / spec["file"])
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._outputs = [output.name for output in self.session.get_outputs()]
 
     def encode(self, rows: Rows, *, first_row: int = 0) -> Encoded:
         """Raw rows to model inputs; see `Bundle.predict` for what is refused."""
@@ -62,7 +63,7 @@ class Graph:
             feeds["ids"] = ids
         if "dense" in self.inputs:
             feeds["dense"] = dense
-        return self.session.run(None, feeds)[0]
+        return self.session.run(self._outputs, feeds)[0]
 
 
 def transforms_of_side(transforms: Transforms, side: str) -> Transforms:

@@ -9,6 +9,7 @@ A caller's requests begin with the same bytes again and again, up to the body's 
 """
 
 import asyncio
+import math
 import time
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -33,12 +34,39 @@ class DirectProtocol(HttpToolsProtocol):
     app: App
     _arriving: "_Exchange | None" = None
     _is_between_requests = True  # nothing of the next one was given to the parser
+    _idle_since = math.inf  # the loop's time of the last answer; infinite while something is asked
     _received = b""  # the read that the parser has at hand, if it began between two requests
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if not isinstance(self.app, App):
             raise TypeError(f"DirectProtocol serves an App, not {type(self.app).__name__}")
         super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+
+    def on_response_complete(self) -> None:
+        """uvicorn's, with one timer as long as the connection lives: a new one after each answer costs more than parsing a head."""
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = math.inf
+
+    def timeout_keep_alive_handler(self) -> None:
+        seconds = min(self._idle_since - self.loop.time(), 0.0) + self.timeout_keep_alive
+        if seconds <= 0:
+            super().timeout_keep_alive_handler()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def on_message_begin(self) -> None:
         self._is_between_requests = False

@@ -6,7 +6,7 @@ version that scores every request too, whose answers only the metrics see).
 
 import asyncio
 import math
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -69,26 +69,31 @@ class ServedGraph:
         except ValueError as error:
             raise RefusedRow(str(error)) from None
         if len(parts) == 1:
-            return await self._answers(self.batcher.submit(*parts[0]))
+            return checked(await self.batcher.submit(*parts[0]))
         if not parts:
             return []
         ids, dense = zip(*parts)
-        return await self._answers(self.batcher.submit(np.concatenate(ids), np.concatenate(dense)))
+        return checked(await self.batcher.submit(np.concatenate(ids), np.concatenate(dense)))
 
-    def score_json(self, row: bytes) -> Coroutine[Any, Any, Answers] | None:
-        """`score` of one raw row, given as a JSON object; None where it must be parsed and given to `score`."""
+    def submit_json(self, row: bytes) -> Waiting | None:
+        """One raw row, given as a JSON object, to be awaited and `checked`; None where it must be parsed and given to `score`."""
         reader = self.encoder.reader
         if reader is None or not reader.read(row, *self.batcher.next_row()):
             return None
-        return self._answers(self.batcher.submit_next_row())
+        return self.batcher.submit_next_row()
 
-    async def _answers(self, waiting: Waiting) -> Answers:
-        answers = await waiting
-        for index, answer in enumerate(answers):
-            for value in answer:
-                if not math.isfinite(value):
-                    raise RefusedRow(f"rows: data row {index + 1}: the model's answer is {value}; a number is too large for it")
-        return answers
+
+def checked(answers: Answers) -> Answers:
+    """The answers, which must be finite.
+
+    Raises:
+        RefusedRow: where one is not.
+    """
+    for index, answer in enumerate(answers):
+        for value in answer:
+            if not math.isfinite(value):
+                raise RefusedRow(f"rows: data row {index + 1}: the model's answer is {value}; a number is too large for it")
+    return answers
 
 
 class ServedModel:
@@ -102,6 +107,7 @@ class ServedModel:
         version: `Bundle.version`, 16 hexadecimal digits.
         tasks: names of the answers' columns; empty for a retriever.
         graphs: by the names in the bundle's manifest.
+        main: the graph that requests are scored with: a ranker's only one, a retriever's query tower.
     """
 
     def __init__(self, name: str, bundle: Bundle, *, max_batch_rows: int = 64, metrics: Metrics | None = None) -> None:
@@ -116,11 +122,7 @@ class ServedModel:
                 self.metrics = metrics.of_model(name, self.version, **_counted(graph, self.tasks))
             on_batch = self.metrics.on_batch if self.metrics and key in ("model", "query") else None
             self.graphs[key] = ServedGraph(graph, max_batch_rows=max_batch_rows, on_batch=on_batch)
-
-    @property
-    def main(self) -> ServedGraph:
-        """The graph that requests are scored with: a ranker's only one, a retriever's query tower."""
-        return self.graphs["model"] if "model" in self.graphs else self.graphs["query"]
+        self.main = self.graphs["model"] if "model" in self.graphs else self.graphs["query"]
 
     @property
     def ranker(self) -> ServedGraph:
@@ -233,12 +235,6 @@ class Deployment:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return answers, model
-
-    def score_json(self, row: bytes, *, key: bytes) -> tuple[Coroutine[Any, Any, Answers], ServedModel] | None:
-        """`score` of one raw row, given as a JSON object; None where it must be parsed and given to `score`."""
-        model = self.choose(key)
-        answers = model.main.score_json(row) if self.shadow is None else None
-        return None if answers is None else (answers, model)
 
     def replace(self, role: str, model: ServedModel) -> ServedModel:
         """Put a new version in a role, between two turns of the loop; the old one, returned, finishes what it has begun."""

@@ -6,7 +6,7 @@ from typing import Any
 from .batcher import Answers
 from .codec import Row
 from .messages import HttpError, Request, Response, Route, encode_json, parse_json
-from .models import Models, ServedModel
+from .models import Models, ServedModel, checked
 
 
 def predict_routes(models: Models, *, max_rows: int) -> list[Route]:
@@ -22,10 +22,11 @@ def predict_routes(models: Models, *, max_rows: int) -> list[Route]:
             raise HttpError(
                 400, f"model {deployment.name!r} is a retriever: it recommends (POST /recommend), it does not score rows"
             )
-        begun = deployment.score_json(request.body, key=request.key)
-        if begun is not None:
-            coming, model = begun
-            return Response(encode_json(_answer(await coming, model, False)))
+        if deployment.shadow is None:
+            model = deployment.choose(request.key) if deployment.split else deployment.current
+            waiting = model.main.submit_json(request.body)
+            if waiting is not None:
+                return Response(encode_json(_answer(checked(await waiting), model, False)))
         rows, is_many = _rows(parse_json(request.body), max_rows)
         answers, model = await deployment.score(rows, key=request.key, from_json=True)
         return Response(encode_json(_answer(answers, model, is_many)))

@@ -65,10 +65,19 @@ class Handlers:
 
 
 @contextmanager
-def running(app: App) -> Iterator[tuple[int, uvicorn.Server]]:
+def running(app: App, *, timeout_keep_alive: int = 5) -> Iterator[tuple[int, uvicorn.Server]]:
     """The app behind uvicorn in a thread: (port, server)."""
     plain = {"interface": "asgi3", "proxy_headers": False, "server_header": False, "date_header": False}
-    config = uvicorn.Config(app, http=DirectProtocol, loop="uvloop", log_config=None, lifespan="on", port=0, **plain)
+    config = uvicorn.Config(
+        app,
+        http=DirectProtocol,
+        loop="uvloop",
+        log_config=None,
+        lifespan="on",
+        port=0,
+        timeout_keep_alive=timeout_keep_alive,
+        **plain,
+    )
     server = uvicorn.Server(config)
     listening = config.bind_socket()
     thread = threading.Thread(target=server.run, args=([listening],))
@@ -252,6 +261,22 @@ def test_shutdown_answers_what_was_begun(handlers):
         stream = connection.makefile("rb")
         status, headers, body = answer(stream)
         assert (status.split()[1], headers[b"connection"], body) == (b"200", b"close", b"waited")
+        assert stream.read() == b""
+
+
+def test_idle_connections_are_closed_and_used_ones_are_not(handlers):
+    app = CountingApp(handlers.routes())
+    with running(app, timeout_keep_alive=2) as (port, _), socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        stream = connection.makefile("rb")
+        for _ in range(3):  # longer than two seconds in all
+            connection.sendall(request("/echo"))
+            assert answer(stream)[2] == b"POST {}"
+            time.sleep(0.8)
+        connection.sendall(request("/wait"))
+        assert handlers.arrived.wait(20)
+        time.sleep(2.5)  # for its answer, too, it waits
+        handlers.gate.get_loop().call_soon_threadsafe(handlers.gate.set_result, None)
+        assert answer(stream)[2] == b"waited"
         assert stream.read() == b""
 
 
