@@ -21,7 +21,8 @@ BATCH_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 SCORES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
 _FRESH_SECONDS = 5.0
-_FOLD_AT = 1024
+_FOLD_AT = 1024  # requests
+_COUNT_AT = 256  # rows: requests wait while they are counted
 
 Labels = tuple[str, ...]
 
@@ -195,21 +196,21 @@ class ModelMetrics:
         self._tasks = tuple(tasks)
         self._features = dict(features)
         self._unknown_rows = unknown_rows
-        self._ids: list[np.ndarray] = []
+        self._ids: list[np.ndarray] = []  # of the batches that are not counted yet
         self._answers: list[np.ndarray] = []
         self._num_rows = 0
+        self._num_known = np.zeros(len(unknown_rows), np.int64)  # [S], since the last fold
+        self._num_unknown = np.zeros(len(unknown_rows), np.int64)
 
     def on_batch(self, ids_NS: np.ndarray, answers_NT: np.ndarray) -> None:
         """Called by the batcher with every call of the graph; the ids are copied."""
         self._ids.append(ids_NS.copy())
         self._answers.append(answers_NT)
         self._num_rows += len(ids_NS)
-        if self._num_rows >= _FOLD_AT:
-            self.fold()
+        if self._num_rows >= _COUNT_AT:
+            self._count()
 
-    def fold(self) -> None:
-        if not self._ids:
-            return
+    def _count(self) -> None:
         totals, labels = self._totals, self.labels
         totals.observe("trm_batch_rows", labels, np.array([len(ids) for ids in self._ids], np.float64))
         totals.count("trm_rows", labels, self._num_rows)
@@ -217,12 +218,18 @@ class ModelMetrics:
         for index, task in enumerate(self._tasks):
             totals.observe("trm_score", (*labels, task), answers[:, index].astype(np.float64))
         ids = np.concatenate(self._ids)
-        known = (ids != 0).sum(axis=0)
-        unknown = (ids == self._unknown_rows).sum(axis=0)
-        for feature, slots in self._features.items():
-            totals.count("trm_ids", (*labels, feature), int(known[slots].sum()))
-            totals.count("trm_unknown_ids", (*labels, feature), int(unknown[slots].sum()))
+        self._num_known += np.count_nonzero(ids, axis=0)
+        self._num_unknown += np.count_nonzero(ids == self._unknown_rows, axis=0)
         self._ids, self._answers, self._num_rows = [], [], 0
+
+    def fold(self) -> None:
+        """Everything up to now into the totals."""
+        if self._ids:
+            self._count()
+        for feature, slots in self._features.items():
+            self._totals.count("trm_ids", (*self.labels, feature), int(self._num_known[slots].sum()))
+            self._totals.count("trm_unknown_ids", (*self.labels, feature), int(self._num_unknown[slots].sum()))
+        self._num_known[:] = self._num_unknown[:] = 0
 
     def count_shadow_error(self) -> None:
         self._totals.count("trm_shadow_errors", self.labels)
