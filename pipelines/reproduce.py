@@ -111,7 +111,7 @@ def reproduce(
         raise ValueError(f"{folder} has no config for {', '.join(missing)}")
     out = out or Path("runs/reproduce") / (folder.name + ("-fused" if fused is not None else ""))
     seeds = list(seeds or table.seeds)
-    common = [*_data_overrides(folder / f"{chosen[0]}.yaml", data), *([*FUSED, *fused] if fused is not None else [])]
+    common = [*data_overrides(folder / f"{chosen[0]}.yaml", data), *([*FUSED, *fused] if fused is not None else [])]
     parameters = {}
     for net in chosen:  # one after the other: configs share caches
         config = load(folder / f"{net}.yaml", common)
@@ -220,7 +220,7 @@ def _trm(log: Path, *arguments: str) -> None:
         raise ValueError(f"trm {' '.join(arguments)} failed ({done.returncode}); the end of {log}:\n  {end}")
 
 
-def _data_overrides(config: Path, data: Path | None) -> list[str]:
+def data_overrides(config: Path, data: Path | None) -> list[str]:
     """`data.train=FOLDER/train.parquet` and so on: the same file names in another folder."""
     if data is None:
         return []
