@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.record import merge_rows
@@ -162,18 +163,18 @@ def _floor(bench: Bench, kind: str) -> Server:
 def overload(bench: Bench) -> None:
     """Twice as many requests as the server can answer, over more connections than it takes at once."""
     with bench.serve("deepfm") as server:
-        most = bench.measure(
-            "deepfm /predict, most it answers", server, lambda: bench.closed(server, "/predict", 64, bench.seconds), connections=64
-        )
-        rate = 2 * max(most["requests_per_second"], 1)
-        row = bench.measure(
-            "deepfm /predict, overload at 200 %",
-            server,
-            lambda: _open(bench, server, "/predict", rate, OVERLOAD_CONNECTIONS),
-            connections=OVERLOAD_CONNECTIONS,
-        )
-        row["goodput_of_most"] = round(row["requests_per_second"] / most["requests_per_second"], 3)
-        print(f"  goodput: {row['goodput_of_most']:.1%} of the most it answers")
+        bench.closed(server, "/predict", 64, min(bench.seconds, 2))
+        most, overloaded = [], []
+        for _ in range(bench.rounds):  # turn and turn about, as the processor's pace changes
+            most.append(bench.once(server, lambda: bench.closed(server, "/predict", 64, bench.seconds)))
+            rate = 2 * max(most[-1]["requests_per_second"], 1)
+            overloaded.append(bench.once(server, partial(_open, bench, server, "/predict", rate, OVERLOAD_CONNECTIONS)))
+        bench.report("deepfm /predict, most it answers", most, connections=64)
+        row = bench.report("deepfm /predict, overload at 200 %", overloaded, connections=OVERLOAD_CONNECTIONS)
+        shares = [o["requests_per_second"] / m["requests_per_second"] for m, o in zip(most, overloaded)]
+        row["goodput_of_most_of_rounds"] = [round(share, 3) for share in shares]
+        row["goodput_of_most"] = round(median(shares), 3)
+        print(f"  goodput: {row['goodput_of_most']:.1%} of the most it answers, the median of {row['goodput_of_most_of_rounds']}")
 
 
 def soak(bench: Bench) -> None:
