@@ -6,16 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_READ_BYTES = 1 << 24
+import xxhash
+
+_READ_BYTES = 1 << 20  # stays in the processor's cache
+_XXH3 = "xxh3:"
 
 
-def checksum_of_file(path: Path) -> str:
-    """BLAKE2b-128 of a file's bytes, in hex."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while chunk := file.read(_READ_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+def checksum_of_file(path: Path, *, like: str = _XXH3) -> str:
+    """XXH3-128 of a file's bytes, in hex behind `xxh3:`. It tells accidents, not malice, and takes a twentieth of BLAKE2b's time.
+
+    Args:
+        like: a checksum whose kind is wanted; without a prefix it is BLAKE2b-128, as in the caches of earlier releases.
+    """
+    digest = xxhash.xxh3_128() if like.startswith(_XXH3) else hashlib.blake2b(digest_size=16)
+    block = memoryview(bytearray(_READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(block[:size])
+    return f"{_XXH3 if like.startswith(_XXH3) else ''}{digest.hexdigest()}"
 
 
 def checksum_of_json(value: Any) -> str:
@@ -47,7 +55,7 @@ class FileEntry:
     def check(self, path: Path) -> None:
         """Raises ValueError if the file is missing or any byte of it differs."""
         self.check_size(path)
-        found = checksum_of_file(path)
+        found = checksum_of_file(path, like=self.checksum)
         if found != self.checksum:
             raise ValueError(
                 f"{path}: altered after it was prepared (checksum {found}, expected {self.checksum}); prepare again with --force"

@@ -12,11 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from .native import native_library
+from .reused_arrays import ArrayPool
 
 _LEAST_BYTES = 1 << 12  # less is not worth a call: a request of a server never waits for a compiler
 _MOST_BYTES = _MOST_VALUES = 2**31 - 1
 _ADDRESS, _COUNT, _FLAG, _ROW = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int32
 _TEXTS = (_ADDRESS, _COUNT, _ADDRESS, _FLAG)  # data, its bytes, offsets, whether these are of 64 bits
+_POOL = ArrayPool(max_kept=8)
+_LEAST_POOLED = 1 << 16  # fewer cost no page faults
 _FUNCTIONS: dict[str, tuple[tuple, object]] = {
     "distinct_new": ((), _ADDRESS),
     "distinct_free": ((_ADDRESS,), None),
@@ -133,7 +136,7 @@ def split(
     if texts is None or len(separator) != 1 or not separator.isascii() or (library := _library()) is None:
         return None
     table, num_bytes = _Table(library), _num_bytes(column)
-    numbers, offsets = np.empty(num_bytes // 2 + len(column) + 1, np.int32), np.empty(len(column) + 1, np.int64)
+    numbers, offsets = _int32(num_bytes // 2 + len(column) + 1), np.empty(len(column) + 1, np.int64)
     options = (separator.encode(), min(max_len, _MOST_VALUES), int(keep == "last"))
     total = library.distinct_split(
         table.handle, *texts, *_validity(column), len(column), *options, numbers.ctypes.data, offsets.ctypes.data
@@ -177,9 +180,13 @@ def look_up(values: pa.DictionaryArray, of_value: np.ndarray, *, of_null: int) -
     numbers, library = _numbers(values), _library()
     if library is None:
         return np.append(of_value, np.int32(of_null))[numbers]
-    out, of_value = np.empty(len(numbers), np.int32), np.ascontiguousarray(of_value, np.int32)
+    out, of_value = _int32(len(numbers)), np.ascontiguousarray(of_value, np.int32)
     library.look_up(numbers.ctypes.data, len(numbers), of_value.ctypes.data, of_null, out.ctypes.data)
     return out
+
+
+def _int32(count: int) -> np.ndarray:
+    return _POOL.take(4 * count).view(np.int32) if count >= _LEAST_POOLED else np.empty(count, np.int32)
 
 
 def _numbers(values: pa.DictionaryArray) -> np.ndarray:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from torchrec_models.pipelines.data.checksums import checksum_of_json
+from torchrec_models.pipelines.data.checksums import FileEntry, checksum_of_json
 from torchrec_models.pipelines.data.manifest import write_manifest
 from torchrec_models.pipelines.data.rows import Rows
 from torchrec_models.pipelines.data.shard_writer import ShardWriter
@@ -179,3 +179,15 @@ except OSError as error:
 """
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert "File too large" in out and str(tmp_path / "train" / "00000.tmp" / "dense.npy") in out
+
+
+def test_caches_of_earlier_releases_are_checked_by_their_own_kind(tmp_path: Path) -> None:
+    """BLAKE2b-128 of "abc" by coreutils' `b2sum -l 128`; XXH3-128 is what xxhash 4.1.0 gives."""
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    assert FileEntry.of(path) == FileEntry(3, "xxh3:06b05ab6733a618578af5f94892f3950")
+    FileEntry(3, "cf4ab791c62b8d2b2109c90275287816").check(path)
+    path.write_bytes(b"abd")
+    for checksum in ("cf4ab791c62b8d2b2109c90275287816", "xxh3:06b05ab6733a618578af5f94892f3950"):
+        with pytest.raises(ValueError, match="altered after it was prepared"):
+            FileEntry(3, checksum).check(path)
