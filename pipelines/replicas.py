@@ -111,14 +111,13 @@ class Replicas:
             yield
         except BaseException as error:
             self.stop(error)
-            raise
-        finally:
-            self._leave()
             with suppress(dist.DistError):  # the machine of the store is gone, and so is whoever was to be told
                 if self.is_first:
                     self._store.set("over", "")
-                else:
+                else:  # a launcher kills the rest when the first of them exits: let the first process clear up
                     self._wait_for(["over"])
+            raise
+        self._leave()
 
     def stop(self, error: BaseException) -> None:
         """Tells the peers why this process stops; the first process then waits until they have stopped, too."""
