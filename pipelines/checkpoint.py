@@ -35,6 +35,7 @@ from torchrec_models.model import Ranker, Retriever, build
 from torchrec_models.schema import Schema
 
 from .config import RunConfig
+from .data.checksums import checksum_of_file
 from .data.shards import Cache
 from .distributed import Built, Processes, table_width_multiple, task_weighting
 from .optim import TrainOptimizer
@@ -326,8 +327,10 @@ def check_cache(folder: Path, cache: Cache) -> None:
     theirs, ours = read_schema(folder).to_dict(), cache.schema.to_dict()
     parts = [k for k in ours if theirs.get(k) != ours[k]]
     files = json.loads((folder / "manifest.json").read_text())["files"]
-    trained = {name.removeprefix("transforms/"): f["blake2b"] for name, f in files.items() if name.startswith("transforms/")}
-    if not parts and trained == {name: f["checksum"] for name, f in cache.manifest["transforms"].items()}:
+    trained = {name.removeprefix("transforms/") for name in files if name.startswith("transforms/")}
+    encoded = {name: entry["checksum"] for name, entry in cache.manifest["transforms"].items()}
+    same_names = trained == encoded.keys()
+    if not parts and same_names and all(checksum_of_file(folder / "transforms" / n, like=c) == c for n, c in encoded.items()):
         return
     why = f": another schema (they differ in {', '.join(parts)})" if parts else ""
     raise CheckpointError(
