@@ -164,8 +164,8 @@ def dcnv3() -> str:
             + table(("step", "median ms", "times as fast as v3 released"), rows)
         )
     text = (
-        "Forward, loss, backward and Adam at batch 4096, no tables. The matrix products of both take equally long (of 39 fields: 71 % "
-        "of v3's step, 89 % of v2's); what is left of v3 is elementwise work on [4096, 624], several reads and writes of it per layer: "
+        "Forward, loss, backward and Adam at batch 4096, no tables. The matrix products of both take equally long (39 fields: 71 % "
+        "of v3's step, 89 % of v2's); what is left of v3 is elementwise, [4096, 624] read and written several times a layer: "
         "gates, masks, norms. Ours writes the gate in place and joins nothing; a first product shared by both networks gains "
         "nothing on a CPU. With dropout, masks are drawn eight at a time; torch.compile fuses the rest.\n\n"
     )
