@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrec_models.pipelines import checkpoint
+from torchrec_models.pipelines import checkpoint, checkpoint_folder
 from torchrec_models.pipelines import config as C
 from torchrec_models.pipelines.data.prepare import open_prepared, prepare
 from torchrec_models.pipelines.distributed import build_task, processes
@@ -52,7 +52,7 @@ def trained(config: C.RunConfig) -> dict[str, Any]:
     cache = open_prepared(config)
     with processes() as procs:
         built = build_task(config, cache.schema, procs)
-        checkpoint.load_weights(checkpoint.choose(Path(config.run), which="best"), built.state_dict(), averaged=False)
+        checkpoint.load_weights(checkpoint_folder.choose(Path(config.run), which="best"), built.state_dict(), averaged=False)
         with evaluation_mode(built):
             found = validation_metrics(built, cache, "test", config, procs)
     shutil.rmtree(config.run)

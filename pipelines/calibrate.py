@@ -9,7 +9,7 @@ from torch import Tensor
 from torchrec_models import metrics as M
 from torchrec_models.batch import Batch
 
-from . import checkpoint
+from . import checkpoint, checkpoint_folder
 from .calibration import Affine, Calibration, Floats, Method, fit
 from .config import RunConfig
 from .data.prepare import open_prepared
@@ -40,8 +40,8 @@ def calibrate_run(
     with processes() as procs:
         if procs.world_size > 1:
             raise ValueError("trm calibrate runs on one process; leave torchx run out")
-        folder = checkpoint.choose(path, which=which)
-        config, schema = checkpoint.read_config(folder), checkpoint.read_schema(folder)
+        folder = checkpoint_folder.choose(path, which=which)
+        config, schema = checkpoint_folder.read_config(folder), checkpoint_folder.read_schema(folder)
         binary = [(i, t.name) for i, t in enumerate(schema.tasks) if t.kind == "binary"]
         if not binary:
             raise ValueError(f"{path}: the model has no binary task; there are no probabilities to calibrate")
@@ -52,7 +52,7 @@ def calibrate_run(
             )
         cache = open_prepared(config)
         cache.split(split)
-        checkpoint.check_cache(folder, cache)
+        checkpoint_folder.check_cache(folder, cache)
         built = build_task(config, schema, procs)
         checkpoint.load_weights(folder, built.state_dict(), averaged=config.train.ema > 0)
         splits = [split, *(["test"] if split != "test" and "test" in cache.splits else [])]

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from torchrec_models.batch import Batch
 
-from . import checkpoint
+from . import checkpoint, checkpoint_folder
 from .config import QueryConfig, RunConfig
 from .config.masking import MASK
 from .data.covisitation_state import CovisitationState, load_states, with_states
@@ -75,8 +75,8 @@ def predict(
         raise ValueError(f"batch_rows: given {batch_rows}; must be at least 1")
     start = time.perf_counter()
     with processes() as procs:
-        folder = checkpoint.choose(path, which=which)
-        config, schema = checkpoint.read_config(folder), checkpoint.read_schema(folder)
+        folder = checkpoint_folder.choose(path, which=which)
+        config, schema = checkpoint_folder.read_config(folder), checkpoint_folder.read_schema(folder)
         if config.retrieval is not None:
             raise ValueError(f"{path} is a retrieval model: it gives vectors, not scores of rows; evaluate it, or export it")
         transforms = Transforms.load(folder / "transforms")
@@ -120,7 +120,7 @@ def query_of_run(path: Path, text: str, *, uri: str = "", which: str = "best") -
     """
     if uri:
         return QueryConfig(uri=uri, query=text)
-    data = checkpoint.read_config(checkpoint.choose(path, which=which)).data
+    data = checkpoint_folder.read_config(checkpoint_folder.choose(path, which=which)).data
     for rows in (data.test, data.valid, data.train):
         if isinstance(rows, QueryConfig):
             if MASK in rows.uri:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from . import checkpoint
+from . import checkpoint, checkpoint_folder
 from .config import RunConfig
 from .config.run import CheckpointConfig
 from .data.prepare import open_prepared
@@ -132,7 +132,7 @@ def _el2n(config: RunConfig, cache: Cache, out: Path, procs: Processes, *, runs:
             procs.broadcast(None)
             Trainer(short, only_train, procs, show=progress).fit()
             built = build_task(short, cache.schema, procs)
-            trained = checkpoint.choose(Path(short.run), which="last")
+            trained = checkpoint_folder.choose(Path(short.run), which="last")
             checkpoint.load_weights(trained, built.state_dict(), averaged=short.train.ema > 0)
             with evaluation_mode(built):
                 total += el2n(score(built, only_train, "train", short, procs, progress="scoring" if progress else ""))

@@ -16,8 +16,8 @@ from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipeline
 
 from torchrec_models.batch import Batch
 
-from . import checkpoint
-from .checkpoint import Progress
+from . import checkpoint, checkpoint_folder
+from .checkpoint_folder import Progress
 from .config import RunConfig
 from .config.errors import nearest
 from .data.fingerprint import differences
@@ -73,12 +73,12 @@ def train(config: RunConfig, *, resume: bool = True, progress: bool = True) -> T
 
 
 def _starting_point(run: Path, config: RunConfig, *, resume: bool) -> Path | None:
-    folder = checkpoint.latest_usable(run)
+    folder = checkpoint_folder.latest_usable(run)
     if folder is None:
         return None
     if not resume:
         raise ValueError(f"{run} holds checkpoints already; remove the folder, or train into another one: run=...")
-    old, new = checkpoint.read_config(folder).model_dump(mode="json"), config.model_dump(mode="json")
+    old, new = checkpoint_folder.read_config(folder).model_dump(mode="json"), config.model_dump(mode="json")
     for free in ("epochs", "steps", "checkpoint", "step_timeout_seconds", "tensorboard", "evaluate_every_steps", "early_stopping"):
         old["train"].pop(free), new["train"].pop(free)
     parts = ("model", "features", "tables", "labels", "train", "retrieval")
@@ -143,7 +143,7 @@ class Trainer:
             )
 
     def resume(self, folder: Path) -> None:
-        checkpoint.check_cache(folder, self.cache)
+        checkpoint_folder.check_cache(folder, self.cache)
         self.progress = checkpoint.resume(folder, built=self.built, optimizer=self.optimizer, procs=self.procs)
         if self.procs.is_first:
             logger.warning("resuming %s at step %d of %d", folder, self.progress.step, self.num_steps)

@@ -11,7 +11,7 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from torchrec_models.pipelines import config as C
-from torchrec_models.pipelines.checkpoint import list_checkpoints
+from torchrec_models.pipelines.checkpoint_folder import list_checkpoints
 from torchrec_models.pipelines.data.prepare import prepare
 from torchrec_models.pipelines.data.synthetic import click_log
 

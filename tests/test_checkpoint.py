@@ -10,9 +10,10 @@ import pytest
 import torch
 from click_run import differing, last_state, make_config, prepared, raw_config
 
-from torchrec_models.pipelines import checkpoint
+from torchrec_models.pipelines import checkpoint_folder
 from torchrec_models.pipelines import config as C
-from torchrec_models.pipelines.checkpoint import CheckpointError, choose, latest_usable, list_checkpoints, load_model, verify
+from torchrec_models.pipelines.checkpoint import load_model
+from torchrec_models.pipelines.checkpoint_folder import CheckpointError, choose, latest_usable, list_checkpoints, verify
 from torchrec_models.pipelines.data.prepare import open_prepared, prepare
 from torchrec_models.pipelines.distributed import processes
 from torchrec_models.pipelines.train import Trainer, train
@@ -154,7 +155,7 @@ def test_the_mark_of_the_best_is_replaced_at_once_or_not_at_all(
         shutil.rmtree(later)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        checkpoint._write_json(run / "best.json", {"checkpoint": "other"})
+        checkpoint_folder.write_json(run / "best.json", {"checkpoint": "other"})
     assert (run / "best.json").read_text() == old
     monkeypatch.undo()
     (run / "best.json").write_text(json.dumps({"checkpoint": "step-00000006", "step": 6, "metrics": {}}))
@@ -168,7 +169,7 @@ def test_an_old_checkpoint_half_deleted_does_not_count(data: Path, finished: Pat
     run = shutil.copytree(finished, data / "deleting")
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        checkpoint._drop_old(run, keep=2)
+        checkpoint_folder.drop_old(run, keep=2)
     assert names(run) == ["step-00000011", "step-00000012"]
 
 

@@ -18,7 +18,7 @@ from scored_run import NUM_TEST_ROWS, answers, log_rows, train_run, write_files
 import torchrec_models.pipelines.predict as predict_module
 from torchrec_models import Bundle
 from torchrec_models.pipelines import config as C
-from torchrec_models.pipelines.checkpoint import choose, read_config, read_schema
+from torchrec_models.pipelines.checkpoint_folder import choose, read_config, read_schema
 from torchrec_models.pipelines.cli import main
 from torchrec_models.pipelines.data.shards import Cache
 from torchrec_models.pipelines.distributed import build_task, processes

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from torchrec_models.pipelines import checkpoint
+from torchrec_models.pipelines import checkpoint, checkpoint_folder
 from torchrec_models.pipelines import config as C
 from torchrec_models.pipelines.checkpoint import load_model
 from torchrec_models.pipelines.data.loader import to_batch
@@ -141,7 +141,7 @@ def metrics_of(config: C.RunConfig, split: str = "test") -> dict[str, float]:
     cache = open_prepared(config)
     with processes() as procs:
         built = build_task(config, cache.schema, procs)
-        checkpoint.load_weights(checkpoint.choose(Path(config.run)), built.state_dict(), averaged=False)
+        checkpoint.load_weights(checkpoint_folder.choose(Path(config.run)), built.state_dict(), averaged=False)
         with evaluation_mode(built):
             return retrieval_metrics(built, cache, split, config, procs)
 
@@ -166,7 +166,7 @@ def test_the_corpus_has_the_known_items_of_all_splits(config: C.RunConfig) -> No
     cache = open_prepared(config)
     with processes() as procs:
         built = build_task(config, cache.schema, procs)
-        checkpoint.load_weights(checkpoint.choose(Path(config.run)), built.state_dict(), averaged=False)
+        checkpoint.load_weights(checkpoint_folder.choose(Path(config.run)), built.state_dict(), averaged=False)
         with evaluation_mode(built):
             corpus = encode_corpus(built, cache, config, procs)
     by_hand = corpus_by_hand(config)

@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from .. import checkpoint
-from ..checkpoint import Progress
+from .. import checkpoint, checkpoint_folder
+from ..checkpoint_folder import Progress
 from ..config import RunConfig, write_yaml
 from ..data.prepare import open_prepared
 from ..data.shards import Cache, SplitData
@@ -32,11 +32,11 @@ def evaluate_run(path: Path, *, split: str = "test", which: str = "best", progre
         CheckpointError: no usable checkpoint.
     """
     with processes() as procs:
-        folder = checkpoint.choose(path, which=which)
-        config, schema = checkpoint.read_config(folder), checkpoint.read_schema(folder)
+        folder = checkpoint_folder.choose(path, which=which)
+        config, schema = checkpoint_folder.read_config(folder), checkpoint_folder.read_schema(folder)
         cache = open_prepared(config)
         data = cache.split(split)
-        checkpoint.check_cache(folder, cache)
+        checkpoint_folder.check_cache(folder, cache)
         built = build_task(config, schema, procs)
         checkpoint.load_weights(folder, built.state_dict(), averaged=config.train.ema > 0)
         with evaluation_mode(built):
@@ -81,7 +81,7 @@ def _write(folder: Path, tasks: dict[str, TaskReport], config: RunConfig, split:
     run = folder.resolve().parent.parent
     out = run / "evaluation" / split
     out.mkdir(parents=True, exist_ok=True)
-    state: Progress = checkpoint.read_progress(folder)
+    state: Progress = checkpoint_folder.read_progress(folder)
     metrics = {
         "split": split,
         "checkpoint": folder.name,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click_run import differing, last_state, metric_rows, prepared, raw_config
 
-from torchrec_models.pipelines.checkpoint import latest_usable, list_checkpoints, read_progress
+from torchrec_models.pipelines.checkpoint_folder import latest_usable, list_checkpoints, read_progress
 
 CLI = "torchrec_models.pipelines.cli"
 COMPONENTS = Path(__file__).parents[2] / "launch" / "components.py"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torchrec_models.pipelines import checkpoint
+from torchrec_models.pipelines import checkpoint, checkpoint_folder
 from torchrec_models.pipelines.config import RunConfig, parse
 from torchrec_models.pipelines.data.shards import Cache
 from torchrec_models.pipelines.data.synthetic import random_cache
@@ -96,7 +96,7 @@ class Recorder(Trainer):
 def train(config: RunConfig, cache: Cache, procs: Processes, *, resume: bool = False) -> Recorder:
     Path(config.run).mkdir(parents=True, exist_ok=True)
     trainer = Recorder(config, cache, procs, show=False)
-    found = checkpoint.latest_usable(Path(config.run)) if resume else None
+    found = checkpoint_folder.latest_usable(Path(config.run)) if resume else None
     if found:
         trainer.resume(found)
     trainer.fit()
@@ -141,8 +141,8 @@ def evaluate(folder: Path, procs: Processes) -> dict[str, Any]:
     results = {}
     for run in json.loads((folder / "plans.json").read_text()):
         config = make_config(folder, run)
-        built = build_task(checkpoint.read_config(checkpoint.choose(folder / run)), cache.schema, procs)
-        checkpoint.load_weights(checkpoint.choose(folder / run), built.state_dict(), averaged=False)
+        built = build_task(checkpoint_folder.read_config(checkpoint_folder.choose(folder / run)), cache.schema, procs)
+        checkpoint.load_weights(checkpoint_folder.choose(folder / run), built.state_dict(), averaged=False)
         with evaluation_mode(built):
             results[run] = score(built, cache, "valid", config, procs).predictions[:, 0].tolist()
     return results

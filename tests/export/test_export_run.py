@@ -9,7 +9,7 @@ import pytest
 from scored_run import answers, train_run, write_files
 
 from torchrec_models import Bundle
-from torchrec_models.pipelines.checkpoint import best_name, list_checkpoints
+from torchrec_models.pipelines.checkpoint_folder import best_name, list_checkpoints
 from torchrec_models.pipelines.evaluation.run import evaluate_run
 from torchrec_models.pipelines.export.run import export_run
 
