@@ -18,7 +18,6 @@ from torchrec_models.batch import Batch
 from . import checkpoint, checkpoint_folder
 from .config import QueryConfig, RunConfig
 from .config.masking import MASK
-from .data.covisitation_state import CovisitationState, load_states, with_states
 from .data.parallel import in_order
 from .data.rows import BatchBuilder, Rows
 from .data.snapshots import check_query_columns, snapshot_path, take_snapshot
@@ -79,16 +78,13 @@ def predict(
         config, schema = checkpoint_folder.read_config(folder), checkpoint_folder.read_schema(folder)
         if config.retrieval is not None:
             raise ValueError(f"{path} is a retrieval model: it gives vectors, not scores of rows; evaluate it, or export it")
-        transforms = Transforms.load(folder / "transforms")
+        transforms = Transforms.load(folder / "transforms", after_log=True)
         built = build_task(config, schema, procs)
         checkpoint.load_weights(folder, built.state_dict(), averaged=config.train.ema > 0)
         row_id = row_id or config.data.row_id
         sink = PredictionFile(out, [t.name for t in schema.tasks], row_id, columns=columns, enabled=procs.is_first)
-        computed = load_states(folder / "transforms")
         encode, join = read_stores(config, transforms)
-        given = [column for column in encode.columns if column not in computed]
-        of_states = (column for state in computed.values() for column in state.columns)
-        read = list(dict.fromkeys([*given, *of_states, *([row_id] if row_id else [])]))
+        read = list(dict.fromkeys([*encode.columns, *([row_id] if row_id else [])]))
         per_process = -(-batch_rows // procs.world_size)
         workers = workers or max(1, len(os.sched_getaffinity(0)) // procs.world_size)
         num_rows = 0
@@ -99,7 +95,7 @@ def predict(
             hidden = not (progress and procs.is_first)
             bar = stack.enter_context(tqdm(total=source.num_rows, desc="predicting", unit="row", unit_scale=True, disable=hidden))
             binary = torch.tensor([t.kind == "binary" for t in schema.tasks], device=procs.device)
-            encoder = _Encoder(encode, join, computed, BatchBuilder(schema), procs, per_process)
+            encoder = _Encoder(encode, join, BatchBuilder(schema), procs, per_process)
             chunks = stack.enter_context(closing(_chunks(source, per_process * procs.world_size, workers=workers)))
             encoded = stack.enter_context(closing(in_order(encoder, chunks, num_threads=workers)))
             for chunk, batch in encoded:
@@ -214,7 +210,6 @@ class _Encoder:
 
     encode: LogEncoder
     join: Join
-    computed: dict[str, CovisitationState]
     build: BatchBuilder
     procs: Processes
     per_process: int
@@ -225,8 +220,7 @@ class _Encoder:
         mine = chunk.slice(first, min(first + share, chunk.num_rows)) or chunk.slice(0, 1)
         parts = []
         for raw, where, first_row in mine:
-            batch = with_states(self.computed, raw, where=where, first_row=first_row)
-            parts.append(self.join(self.encode(batch, where=where, first_row=first_row)))
+            parts.append(self.join(self.encode(raw, where=where, first_row=first_row)))
         rows = Rows.cat(parts)
         index = torch.arange(share)
         if rows.num_rows < share:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .ids import hash_numbers, hash_strings
-from .values import Place, is_text, kind_of, numbers, one_array, plain, strings
+from .values import Kind, Place, is_text, kind_of, numbers, one_array, plain, strings
 
 NORMALISE = ("cosine", "lift", "log", "none")  # as in covisitation.c
 FOLDER = "covisitation"
@@ -55,10 +55,17 @@ class CovisitationState:
         return [self.settings[name] for name in ("user", "item", "time")]
 
     @property
+    def kinds(self) -> dict[str, Kind]:
+        """Of these columns: what their values are told apart as, and for times numbers or (text of) dates."""
+        user, item, time = self.columns
+        of_time: Kind = "number" if self.settings["time_is_number"] else "string"
+        return {user: self.settings["kinds"][0], item: self.settings["kinds"][1], time: of_time}
+
+    @property
     def time_unit(self) -> float:
         return unit_of(time_is_number=self.settings["time_is_number"])
 
-    def encode(self, batch: pa.RecordBatch, *, where: str, first_row: int) -> np.ndarray:
+    def encode(self, batch: pa.Table | pa.RecordBatch, *, where: str, first_row: int) -> np.ndarray:
         """[N] float32, the feature of rows that come after the log.
 
         Raises:
@@ -101,6 +108,12 @@ class CovisitationState:
             return found_NW.max(axis=1).astype(np.float32)
         sums = found_NW.sum(axis=1)
         return (sums / np.maximum(compared_NW.sum(axis=1), 1) if how == "mean" else sums).astype(np.float32)
+
+    def next_time(self) -> pa.Scalar:
+        """A unit after the end of the log, as the column may have it."""
+        if self.settings["time_is_number"]:
+            return pa.scalar(self.end + 1)
+        return pa.scalar(int(self.end + self.time_unit), pa.timestamp("us"))
 
     def _shown_end(self) -> str:
         return str(self.end if self.settings["time_is_number"] else np.datetime64(int(self.end), "us"))
@@ -147,13 +160,15 @@ def load_states(transforms: Path) -> dict[str, CovisitationState]:
     return {unquote(folder.name): CovisitationState.load(folder) for folder in sorted((transforms / FOLDER).glob("*"))}
 
 
-def with_states(states: Mapping[str, CovisitationState], batch: pa.RecordBatch, *, where: str, first_row: int) -> pa.RecordBatch:
-    """Rows that come after the log, with the features' columns.
+def with_states(
+    states: Mapping[str, CovisitationState], batch: pa.Table | pa.RecordBatch, *, where: str, first_row: int
+) -> pa.Table | pa.RecordBatch:
+    """Rows that come after the log, with the features' columns in place of any of the same names.
 
     Raises:
         ValueError: see `CovisitationState.encode`; the feature is named.
     """
-    out = batch
+    out = batch.drop_columns([name for name in states if name in batch.column_names])
     for name, state in states.items():
         try:
             out = out.append_column(name, pa.array(state.encode(batch, where=where, first_row=first_row)))

@@ -10,8 +10,6 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from torchrec_models.schema import Schema
-
 from ..config import RunConfig
 from ..config.data import FloatConfig, StoreConfig, raw_columns, store_of
 from .ids import Vocabulary
@@ -81,19 +79,6 @@ def open_stores(config: RunConfig) -> list[StoreSource]:
 def with_stores(schema: pa.Schema, sources: Sequence[StoreSource]) -> pa.Schema:
     """The columns of the data, and of its stores."""
     return pa.schema([*schema, *(field for source in sources for field in source.arrow_schema)])
-
-
-def part_of(transforms: Transforms, features: Sequence[str]) -> Transforms:
-    """Transforms of some features alone."""
-    schema = transforms.schema
-    kept = tuple(f for f in schema.features if f.name in set(features))
-    tables = {f.table for f in kept if f.table}
-    part = Schema(features=kept, tables=tuple(t for t in schema.tables if t.name in tables))
-    return Transforms(
-        schema_dict=part.to_dict(),
-        features={f.name: transforms.features[f.name] for f in kept},
-        tables={name: table for name, table in transforms.tables.items() if name in tables},
-    )
 
 
 class Keys:
@@ -173,7 +158,7 @@ def encode_store(source: StoreSource, transforms: Transforms, features: Sequence
     Raises:
         ValueError: for values that the transforms cannot take (file, column, row).
     """
-    part = part_of(transforms, features)
+    part = transforms.part(features)
     categorical = [f.name for f in part.schema.categorical]
     dense = np.zeros((1 + num_rows, len(part.schema.dense)), np.float32)
     ids = np.zeros((1 + num_rows, len(categorical)), np.int32)
@@ -204,10 +189,10 @@ class LogEncoder:
     def __init__(self, transforms: Transforms, keys: Sequence[Keys], features: Mapping[str, Sequence[str]]) -> None:
         elsewhere = {name for names in features.values() for name in names}
         own = [name for name in transforms.features if name not in elsewhere]
-        self._own = part_of(transforms, own) if keys else transforms
+        self._own = transforms.part(own) if keys else transforms
         self._keys = tuple(keys)
         self.schema = stored_schema(transforms.schema, features)
-        self.columns = list(dict.fromkeys([*self._own.columns.values(), *(k.column for k in keys)]))
+        self.columns = list(dict.fromkeys([*self._own.raw_columns, *(k.column for k in keys)]))
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ On disk: `transforms.json` (the schema and each feature's and table's fitted sta
 import difflib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ import pyarrow.ipc
 
 from torchrec_models.schema import Schema
 
+from .covisitation_state import CovisitationState, load_states, save_states, with_states
 from .dense import encode_columns
 from .ids import Buckets, Hash, Identity, IdTransform, Vocabulary
 from .numeric import Step, apply_steps, apply_steps_to_value, step_from_dict, step_to_dict, to_float
@@ -143,11 +144,14 @@ class Transforms:
         schema_dict: `Schema.to_dict()`.
         features: by name, in schema order.
         tables: id transforms by table name.
+        states: of covisitation features, where the rows to encode come after the log: their columns are computed. Without a
+            state the rows carry the column, as they do while a cache is prepared.
     """
 
     schema_dict: dict[str, Any]
     features: dict[str, NumericTransform | IdsTransform]
     tables: dict[str, IdTransform] = field(default_factory=dict)
+    states: Mapping[str, CovisitationState] = field(default_factory=dict)
 
     @cached_property
     def schema(self) -> Schema:
@@ -155,8 +159,27 @@ class Transforms:
 
     @cached_property
     def columns(self) -> dict[str, str]:
-        """Feature name to the raw column it reads."""
+        """Feature name to the column it reads."""
         return {name: feature.column for name, feature in self.features.items()}
+
+    @cached_property
+    def raw_columns(self) -> list[str]:
+        """The columns that rows must have, each once."""
+        needed = (self.states[name].columns if name in self.states else [column] for name, column in self.columns.items())
+        return list(dict.fromkeys(column for columns in needed for column in columns))
+
+    def part(self, features: Collection[str]) -> "Transforms":
+        """Transforms of some features alone."""
+        schema = self.schema
+        kept = tuple(f for f in schema.features if f.name in features)
+        tables = {f.table for f in kept if f.table}
+        part = Schema(features=kept, tables=tuple(t for t in schema.tables if t.name in tables))
+        return Transforms(
+            schema_dict=part.to_dict(),
+            features={f.name: self.features[f.name] for f in kept},
+            tables={name: table for name, table in self.tables.items() if name in tables},
+            states={f.name: self.states[f.name] for f in kept if f.name in self.states},
+        )
 
     def num_rows(self, table: str) -> int:
         return self.tables[table].num_rows
@@ -175,6 +198,8 @@ class Transforms:
             ValueError: for missing columns, and for values that the transforms cannot take (file, column, 1-based data row).
         """
         self._check_columns(batch.column_names, where)
+        assert rows is None or not self.states, "rows after the log follow one another"
+        batch = with_states(self.states, batch, where=where, first_row=first_row)
         arrays = {name: one_array(batch.column(name)) for name in dict.fromkeys(self.columns.values())}
         dense = np.empty((batch.num_rows, len(self.schema.dense)), np.float32)
         ids: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
@@ -212,12 +237,12 @@ class Transforms:
             )
 
     def _check_columns(self, given: list[str], where: str) -> None:
-        missing = sorted(set(self.columns.values()) - set(given))
+        missing = sorted(set(self.raw_columns) - set(given))
         if missing:
             close = difflib.get_close_matches(missing[0], given, 1)
             hint = f"; did you mean {close[0]!r} for {missing[0]!r}?" if close else ""
             raise ValueError(f"{where or 'input'}: missing columns {', '.join(missing)}; there are: {', '.join(given)}{hint}")
-        twice = sorted({c for c in self.columns.values() if given.count(c) > 1})
+        twice = sorted(c for c in self.raw_columns if given.count(c) > 1)
         if twice:
             raise ValueError(f"{where or 'input'}: columns given twice: {', '.join(twice)}")
 
@@ -237,7 +262,7 @@ class Transforms:
         return {"format_version": FORMAT_VERSION, "schema": self.schema_dict, "features": features, "tables": tables}
 
     def save(self, folder: str | Path) -> None:
-        """Write `transforms.json` and `vocabularies/`."""
+        """Write `transforms.json`, `vocabularies/` and, of states, `covisitation/`."""
         folder = Path(folder)
         (folder / "vocabularies").mkdir(parents=True, exist_ok=True)
         for name, table in self.tables.items():
@@ -245,11 +270,15 @@ class Transforms:
                 batch = pa.record_batch({"value": table.values})
                 with pa.OSFile(str(_vocabulary_path(folder, name)), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
                     writer.write(batch)
+        save_states(self.states, folder)
         (folder / "transforms.json").write_text(json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Transforms":
+    def load(cls, folder: str | Path, *, after_log: bool = False) -> "Transforms":
         """Read what `save` wrote.
+
+        Args:
+            after_log: whether it is to encode rows that come after the log that covisitation features were counted on.
 
         Raises:
             ValueError: where files are missing or of another format version.
@@ -267,7 +296,8 @@ class Transforms:
             raise ValueError(f"{path}: format version {found}; this release reads {FORMAT_VERSION}; prepare again")
         features = {name: _feature_from_dict(state) for name, state in raw["features"].items()}
         tables = {name: _table_from_dict(folder, name, state) for name, state in raw["tables"].items()}
-        return cls(schema_dict=raw["schema"], features=features, tables=tables)
+        states = load_states(folder) if after_log else {}
+        return cls(schema_dict=raw["schema"], features=features, tables=tables, states=states)
 
 
 def _vocabulary_path(folder: Path, table: str) -> Path:

@@ -63,7 +63,8 @@ def export(
         model: unsharded, on the CPU, in eval mode.
         schema: the model's.
         transforms_folder: where `Transforms.save` wrote.
-        rows: raw rows for the parity check (the first `parity_rows` are used) and for the samples in the bundle.
+        rows: raw rows for the parity check (the first `parity_rows` are used) and for the samples in the bundle; after the log,
+            if there are covisitation features.
         out: the bundle's folder; written beside it first, and renamed when good.
         config_text: the resolved config, kept in the bundle.
         metrics: evaluation results, kept in the manifest.
@@ -82,7 +83,7 @@ def export(
     assert model.embedding.schema == schema, "the schema is not the model's"
     out = Path(out)
     check_free(out, overwrite=overwrite)
-    transforms = Transforms.load(transforms_folder)
+    transforms = Transforms.load(transforms_folder, after_log=True)
     if transforms.schema != schema:
         raise ValueError(
             f"{transforms_folder}: these transforms were fitted for another schema than the model's; give those of its run"
@@ -103,7 +104,7 @@ def export(
         (folder / CONFIG).write_text(config_text)
         affine = calibration.tasks if calibration else {}
         specs = _write_graphs(model, folder, affine)
-        saved = Transforms.load(folder)
+        saved = Transforms.load(folder, after_log=True)
         graphs = {name: Graph(folder, spec, saved) for name, spec in specs.items()}
         parity = check_parity(reference_answers(model, transforms, rows, calibration=affine), graphs, rows, tolerance=tolerance)
         samples = examples(graphs, rows, tolerance=tolerance)

@@ -6,9 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from torchrec_models.model import Retriever
+
 from .. import checkpoint
 from ..calibration import Calibration
-from ..config import CovisitationConfig, RunConfig, write_yaml
+from ..config import RunConfig, write_yaml
 from ..data.raw_join import joined_rows
 from ..data.transforms import Transforms
 from .candidates import candidate_rows
@@ -30,10 +32,11 @@ def export_run(
         CheckpointError: no usable checkpoint.
     """
     loaded = checkpoint.load_model(path, which=which)
-    if computed := [n for n, feature in loaded.config.features.items() if isinstance(feature, CovisitationConfig)]:
+    transforms = Transforms.load(loaded.transforms, after_log=True)
+    if transforms.states and isinstance(loaded.model, Retriever):
         raise ValueError(
-            f"a bundle cannot compute features of kind covisitation ({', '.join(computed)}): it has no memory of what users saw. "
-            "`trm predict RUN` can; to serve, compute them where requests are made and train with kind: numeric on that column"
+            f"features of kind covisitation ({', '.join(transforms.states)}) belong to a pair of user and item, and a retriever's "
+            "bundle encodes the two apart; train the retriever without them, and the ranker behind it with them"
         )
     run = loaded.checkpoint.resolve().parent.parent
     calibration = Calibration.load(run) if calibrated else None
@@ -43,7 +46,7 @@ def export_run(
             "run trm calibrate again, or export with --no-calibration"
         )
     out = out or (run if path.name.startswith("step-") else path) / "bundle"
-    rows, where = _real_rows(loaded.config, loaded.transforms)
+    rows, where = _real_rows(loaded.config, transforms)
     metrics = _test_metrics(run, loaded.checkpoint.name) or loaded.progress.metrics
     report = export(
         loaded.model,
@@ -58,7 +61,7 @@ def export_run(
         source={"run": run.name, "checkpoint": loaded.checkpoint.name, "step": loaded.progress.step},
         calibration=calibration,
         overwrite=overwrite,
-        candidates=candidate_rows(loaded.config, Transforms.load(loaded.transforms)) if loaded.schema.candidate_id else None,
+        candidates=candidate_rows(loaded.config, transforms) if loaded.schema.candidate_id else None,
     )
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     return (
@@ -83,14 +86,20 @@ def _test_metrics(run: Path, checkpoint_name: str) -> dict[str, Any]:
     return found["tasks"] if found.get("checkpoint") == checkpoint_name else {}
 
 
-def _real_rows(config: RunConfig, transforms: Path) -> tuple[pa.Table, str]:
-    """The first rows of the data that is furthest from training: test, else validation, else training files."""
-    columns = list(dict.fromkeys(Transforms.load(transforms).columns.values()))
+def _real_rows(config: RunConfig, transforms: Transforms) -> tuple[pa.Table, str]:
+    """The first rows of the data that is furthest from training: test, else validation, else training files.
+
+    Where covisitation features are computed, as if they were asked for right after the end of the log.
+    """
     split = next(name for name in ("test", "valid", "train") if getattr(config.data, name))
     batches, have = [], 0
-    for rows in joined_rows(config, getattr(config.data, split), columns):
+    for rows in joined_rows(config, getattr(config.data, split), transforms.raw_columns):
         batches.append(rows.slice(0, config.export.parity_rows - have))
         have += batches[-1].num_rows
         if have >= config.export.parity_rows:
             break
-    return pa.concat_tables(batches).unify_dictionaries(), config.data.described(split)
+    found = pa.concat_tables(batches).unify_dictionaries()
+    for state in transforms.states.values():
+        column = state.columns[-1]
+        found = found.set_column(found.column_names.index(column), column, pa.repeat(state.next_time(), found.num_rows))
+    return found, config.data.described(split)

@@ -70,15 +70,7 @@ def transforms_of_side(transforms: Transforms, side: str) -> Transforms:
     """The transforms of one tower's features; all of them for ""."""
     if not side:
         return transforms
-    schema = transforms.schema
-    features = tuple(f for f in schema.features if f.side == side)
-    tables = {f.table for f in features if f.table}
-    part = Schema(features=features, tables=tuple(t for t in schema.tables if t.name in tables))
-    return Transforms(
-        schema_dict=part.to_dict(),
-        features={f.name: transforms.features[f.name] for f in features},
-        tables={name: table for name, table in transforms.tables.items() if name in tables},
-    )
+    return transforms.part([f.name for f in transforms.schema.features if f.side == side])
 
 
 class Bundle:
@@ -106,7 +98,7 @@ class Bundle:
         self.manifest = read_manifest(self.path)
         self.kind: str = self.manifest["kind"]
         self.tasks: tuple[str, ...] = tuple(t["name"] for t in self.manifest["schema"]["tasks"])
-        self.transforms = Transforms.load(self.path)
+        self.transforms = Transforms.load(self.path, after_log=True)
         self.graphs = {
             name: Graph(self.path, spec, self.transforms, num_threads=num_threads) for name, spec in self.manifest["graphs"].items()
         }

@@ -51,15 +51,22 @@ class RowCodec:
         self.where = where
         self.columns: dict[str, Column] = {}
         for name, feature in transforms.features.items():
+            if name in transforms.states:
+                for column, state_kind in transforms.states[name].kinds.items():
+                    self._read(column, name, state_kind, "one")
+                continue
             kind: Kind = "number"
             expects = "one"
             if not isinstance(feature, NumericTransform):
                 table = transforms.tables[feature.table]
                 kind = table.kind if isinstance(table, (Vocabulary, Hash)) else "number"
                 expects = "text" if feature.separator else "list" if feature.many else "one"
-            known = self.columns.get(feature.column)
-            if known is None or kind == "string":  # text keeps every value as it was given
-                self.columns[feature.column] = Column(feature.column, known.feature if known else name, kind, expects)
+            self._read(feature.column, name, kind, expects)
+
+    def _read(self, column: str, feature: str, kind: Kind, expects: str) -> None:
+        known = self.columns.get(column)
+        if known is None or kind == "string":  # text keeps every value as it was given
+            self.columns[column] = Column(column, known.feature if known else feature, kind, expects)
 
     def table(self, rows: Sequence[Row], *, first_row: int = 0) -> pa.Table:
         """N rows as columns. A key that a row lacks is a missing value.

@@ -37,7 +37,13 @@ def raw_columns(transforms: Transforms) -> list[RawColumn]:
     """The columns that a model reads, in the order of its features. One that several features read is described by the first."""
     forms = {column.name: column.expects for column in RowCodec(transforms).columns.values()}
     out: dict[str, RawColumn] = {}
-    for feature in transforms.features.values():
+    for name, feature in transforms.features.items():
+        if name in transforms.states:
+            state = transforms.states[name]
+            for needed, kind in state.kinds.items():
+                known = RawColumn(needed, "text" if kind == "string" else "number", "one", "", 1, needed == state.columns[2])
+                out.setdefault(needed, known)
+            continue
         if isinstance(feature, NumericTransform):
             required = not any(isinstance(step, Fill | IsMissing) for step in feature.steps)
             column = RawColumn(feature.column, "number", "one", "", 1, required)

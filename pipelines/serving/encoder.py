@@ -1,7 +1,8 @@
 """Requests' rows straight to the graph's slots: what `RowCodec`, `Transforms.encode` and `SlotLayout.fill` do, one row at a time.
 
 The rules are the transforms' own (`known`, `list_finder`, `encode_value`); here they are only put side by side. Where one of
-them is undecided, the vectorised path reads the row instead, or words the error. Shapes: S slots, D dense features.
+them is undecided, the vectorised path reads the row instead, or words the error; it reads all rows where covisitation features are
+computed. Shapes: S slots, D dense features.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,6 +79,8 @@ class RowEncoder:
         Raises:
             ValueError: for unknown keys and for values that the model cannot take, with feature, column and row (1-based).
         """
+        if self._transforms.states:
+            return self._encode_vectorised(rows, first_row)
         ids_NS, dense_ND = np.empty((len(rows), self.num_slots), np.int64), np.empty((len(rows), self.num_dense), np.float32)
         ids_at, dense_at = ids_NS.ctypes.data, dense_ND.ctypes.data
         for index, row in enumerate(rows):

@@ -62,7 +62,7 @@ def predict_files(
     data = _data_section(path)
     row_id = row_id or data.get("row_id") or ""
     sink = PredictionFile(out, list(bundle.tasks), row_id, columns=columns)
-    read = list(dict.fromkeys([*bundle.transforms.columns.values(), *([row_id] if row_id else [])]))
+    read = list(dict.fromkeys([*bundle.transforms.raw_columns, *([row_id] if row_id else [])]))
     try:
         source = Source.open(
             list(inputs),

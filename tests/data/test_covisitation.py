@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
+from torchrec_models import Bundle
 from torchrec_models.pipelines import config as C
 from torchrec_models.pipelines.data.covisitation import covisitation, read_visits
 from torchrec_models.pipelines.data.covisitation_state import CovisitationState, load_states, save_states
@@ -18,6 +19,8 @@ from torchrec_models.pipelines.data.prepare import prepare
 from torchrec_models.pipelines.data.sources import Source
 from torchrec_models.pipelines.export.run import export_run
 from torchrec_models.pipelines.predict import predict
+from torchrec_models.pipelines.serving.encoder import RowEncoder
+from torchrec_models.pipelines.serving.predict_files import predict_files
 from torchrec_models.pipelines.train import train
 
 MEMORY = 2**24
@@ -274,7 +277,7 @@ def config_of(folder: Path, suffix: str, changes: dict[str, Any] | None = None) 
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
-def test_prepared_trained_predicted_and_not_exported(tmp_path: Path, suffix: str) -> None:
+def test_prepared_trained_predicted_exported_and_served(tmp_path: Path, suffix: str) -> None:
     """The dense column of the cache is that of the whole log, row by row; predict needs rows after it."""
     table = log()
     if suffix == "csv":
@@ -292,8 +295,6 @@ def test_prepared_trained_predicted_and_not_exported(tmp_path: Path, suffix: str
         dense = np.concatenate([np.load(shard.folder / "dense.npy") for shard in cache.split(split).shards])
         np.testing.assert_allclose(dense, np.stack([expected[rows], other[rows]], axis=1), rtol=1e-4, atol=1e-5)
     train(config, progress=False)
-    with pytest.raises(ValueError, match=r"a bundle cannot compute features of kind covisitation \(seen, clicked\)"):
-        export_run(Path(config.run), out=tmp_path / "bundle")
     with pytest.raises(ValueError, match=r"feature 'clicked'.*is not after the last one"):
         predict(Path(config.run), [str(tmp_path / f"rows.{suffix}")], tmp_path / "p.parquet", progress=False)
     later = table.set_column(2, "time", pa.array(table["time"].to_numpy() + 1000)).drop_columns(["click"])
@@ -301,7 +302,26 @@ def test_prepared_trained_predicted_and_not_exported(tmp_path: Path, suffix: str
     if suffix == "csv":
         pacsv.write_csv(later, tmp_path / "later.csv")
     predict(Path(config.run), [str(tmp_path / f"later.{suffix}")], tmp_path / "p.parquet", progress=False)
-    assert pq.read_table(tmp_path / "p.parquet").num_rows == len(table)
+    wanted = pq.read_table(tmp_path / "p.parquet")["click"].to_numpy()
+    assert len(wanted) == len(table) and wanted.std() > 1e-4
+
+    export_run(Path(config.run), out=tmp_path / "bundle")
+    bundle = Bundle(tmp_path / "bundle")
+    np.testing.assert_allclose(bundle.predict(later)[:, 0], wanted, atol=1e-6, rtol=0)
+    as_json = later.to_pylist()
+    np.testing.assert_allclose(bundle.predict(as_json)[:, 0], wanted, atol=1e-6, rtol=0)
+    encoder = RowEncoder(bundle.transforms, bundle.graphs["model"].layout)
+    for index in (0, 17, 101):  # as the server encodes: one row, from JSON
+        ids, dense = encoder.encode([as_json[index]], from_json=True)
+        assert bundle.graphs["model"].run_slots(ids, dense)[0, 0] == pytest.approx(wanted[index], abs=1e-6)
+    predict_files(tmp_path / "bundle", [str(tmp_path / f"later.{suffix}")], tmp_path / "q.parquet", progress=False)
+    np.testing.assert_allclose(pq.read_table(tmp_path / "q.parquet")["click"].to_numpy(), wanted, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match=r"unknown key 'seen'"):
+        bundle.predict([{**as_json[0], "seen": 0.5}])
+    with pytest.raises(ValueError, match=r"feature 'clicked'.*data row 1.*is not after the last one"):
+        bundle.predict([{**as_json[0], "time": 5}])
+    with pytest.raises(ValueError, match=r"feature 'clicked'.*column 'time'.*the value is missing"):
+        bundle.predict([{k: v for k, v in as_json[0].items() if k != "time"}])
 
 
 def test_in_the_schema_of_configs() -> None:
