@@ -1,6 +1,7 @@
-"""Rows per second of training each net of a published table, one after the other, on a machine that does nothing else.
+"""Rows per second of training each net of a table in docs/models.md, one after the other, on a machine that does nothing else.
 
     python -m benchmarks.training_speed frappe --data ../shared/data/frappe_x1 --steps 60
+    python -m benchmarks.training_speed ml1m --steps 30
 
 The real `trm train` of each config, both cores, loader and log included; the median over the steps after the first ten. Writes rows
 of benchmarks/results/NAME_speed.json, which docs/models.md shows beside the accuracy.
@@ -17,6 +18,7 @@ from pathlib import Path
 from torchrec_models.pipelines.reproduce import data_overrides, find_folder, read_published
 
 from .record import merge_rows
+from .sequences import NAMES, config_path
 
 WARM_STEPS = 10
 
@@ -32,18 +34,21 @@ def rows_per_second(config: Path, run: Path, *, steps: int, overrides: list[str]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="folder of configs with a published.yaml")
+    parser.add_argument("name", help="folder of configs with a published.yaml; or ml1m, the sequence encoders")
     parser.add_argument("--nets", nargs="+", default=[])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
-    folder = find_folder(args.name)
-    for net in args.nets or read_published(folder).nets:
-        config = folder / f"{net}.yaml"
+    if args.name == "ml1m":
+        configs = {net: config_path(net) for net in args.nets or NAMES}
+    else:
+        folder = find_folder(args.name)
+        configs = {net: folder / f"{net}.yaml" for net in args.nets or read_published(folder).nets}
+    for net, config in configs.items():
         with tempfile.TemporaryDirectory() as run:
             speed = rows_per_second(config, Path(run) / net, steps=args.steps, overrides=data_overrides(config, args.data))
         merge_rows(
-            f"{folder.name}_speed",
+            f"{args.name}_speed",
             [{"model": net, "rows_per_second": round(speed), "steps": args.steps}],
             packages=("torch", "torchrec", "fbgemm-gpu-cpu"),
         )
