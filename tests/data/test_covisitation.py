@@ -19,6 +19,7 @@ from torchrec_models.pipelines.data.prepare import prepare
 from torchrec_models.pipelines.data.sources import Source
 from torchrec_models.pipelines.export.run import export_run
 from torchrec_models.pipelines.predict import predict
+from torchrec_models.pipelines.serving.columns import raw_columns
 from torchrec_models.pipelines.serving.encoder import RowEncoder
 from torchrec_models.pipelines.serving.predict_files import predict_files
 from torchrec_models.pipelines.train import train
@@ -314,6 +315,9 @@ def test_prepared_trained_predicted_exported_and_served(tmp_path: Path, suffix: 
     for index in (0, 17, 101):  # as the server encodes: one row, from JSON
         ids, dense = encoder.encode([as_json[index]], from_json=True)
         assert bundle.graphs["model"].run_slots(ids, dense)[0, 0] == pytest.approx(wanted[index], abs=1e-6)
+    described = [(c.name, c.type, c.is_required) for c in raw_columns(bundle.transforms)]
+    of_users = "integer" if suffix == "parquet" else "text"
+    assert described == [("user", of_users, False), ("item", "text", False), ("time", "number", True)]
     predict_files(tmp_path / "bundle", [str(tmp_path / f"later.{suffix}")], tmp_path / "q.parquet", progress=False)
     np.testing.assert_allclose(pq.read_table(tmp_path / "q.parquet")["click"].to_numpy(), wanted, atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match=r"unknown key 'seen'"):
