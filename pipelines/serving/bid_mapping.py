@@ -5,17 +5,17 @@ is a field of the request, or one of: `imp` (the impression being priced), `crea
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from operator import attrgetter
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from msgspec import Struct
 
 from ..config.errors import ConfigError, nearest
-from .bid_config import BidConfig, TimeConfig
+from .bid_config import BidConfig, CampaignConfig, CreativeConfig, TimeConfig
 from .codec import Column
 from .openrtb import BidRequest, Imp
 
@@ -27,22 +27,29 @@ _PART = re.compile(r"([A-Za-z_]\w*)((?:\[(?:\d+|\*)\])*)$")
 _INDEX = re.compile(r"\[(\d+|\*)\]")
 
 
-def _plain_type(annotation: Any) -> Any:
-    """The type without None and without bounds."""
+def plain_type(annotation: Any) -> Any:
+    """The type without None and without bounds; of any sequence, the list that it is decoded to."""
     if get_origin(annotation) is Annotated:
-        return _plain_type(get_args(annotation)[0])
+        return plain_type(get_args(annotation)[0])
+    if get_origin(annotation) is Sequence:
+        return list[get_args(annotation)[0]]  # type: ignore[misc]
     if get_origin(annotation) in (Union, UnionType):
-        return _plain_type(next(a for a in get_args(annotation) if a is not type(None)))
+        return plain_type(next(a for a in get_args(annotation) if a is not type(None)))
     return annotation
 
 
 @dataclass(frozen=True)
 class Path:
-    """A compiled path: `get(root)` is a value, a list where `many`, or None where anything on the way is missing."""
+    """A compiled path: `get(root)` is a value, a list where `many`, or None where anything on the way is missing.
+
+    Attributes:
+        steps: a name, an index, or None for every element.
+    """
 
     text: str
     get: Getter
     many: bool
+    steps: tuple[str | int | None, ...]
 
 
 def compile_path(text: str, root: type[Struct]) -> Path:
@@ -63,13 +70,13 @@ def compile_path(text: str, root: type[Struct]) -> Path:
             if name not in fields:
                 known = ", ".join(fields)
                 raise ValueError(f"{kind.__name__} has no field {name!r}{nearest(name, fields)}; those read here: {known}")
-            kind = _plain_type(fields[name])
+            kind = plain_type(fields[name])
             kind = Any if get_origin(kind) is dict else kind
         steps.append(name)
         for index in _INDEX.findall(indices):
             if kind is not Any and get_origin(kind) is not list:
                 raise ValueError(f"{name!r} is no list; leave [{index}] out")
-            kind = Any if kind is Any else _plain_type(get_args(kind)[0])
+            kind = Any if kind is Any else plain_type(get_args(kind)[0])
             steps.append(None if index == "*" else int(index))
         if part != text.rpartition(".")[2] and get_origin(kind) is list:
             raise ValueError(f"{name!r} is a list; write {name}[*] or {name}[0]")
@@ -78,7 +85,9 @@ def compile_path(text: str, root: type[Struct]) -> Path:
     many = None in steps or get_origin(kind) is list
     if get_origin(kind) is list and None in steps:
         raise ValueError("gives lists in a list; add [*] at the end")
-    return Path(text, _compile(steps), many)
+    if many and None not in steps:
+        return Path(text, _compile(steps), many, (*steps, None))
+    return Path(text, _compile(steps), many, tuple(steps))
 
 
 def _compile(steps: list[str | int | None], *, below_ext: bool = False) -> Getter:
@@ -154,6 +163,14 @@ class LocalTime:
         given = now if self.path is None else self.path.get(request)
         if given is None:
             return {"hour": None, "weekday": None}
+        return self.of(given)
+
+    def of(self, given: Any) -> dict[str, int | None]:
+        """Likewise of a timestamp.
+
+        Raises:
+            ValueError: for one that is not of the configured format.
+        """
         try:
             local = self._local(given)
         except (ValueError, TypeError, OverflowError, OSError):
@@ -182,6 +199,21 @@ def _joined(get: Getter, separator: str) -> Getter:
     return joined
 
 
+class Source(NamedTuple):
+    """Where a column stands in a request: below the impression, or below the request; a `separator` makes one text of its list."""
+
+    path: Path
+    separator: str
+    is_of_imp: bool
+
+
+class OfferRow(NamedTuple):
+    """What a row is about: an impression's place among the request's, and the values of the columns that say who bids on it."""
+
+    imp: int
+    values: tuple[Any, ...]
+
+
 class RowMapping:
     """Fills the raw columns of a model.
 
@@ -189,6 +221,12 @@ class RowMapping:
         config: bid.yaml.
         columns: what the model reads, `RowCodec.columns`.
         separators: of the columns that are cut at one, by column.
+
+    Attributes:
+        time: what `time.hour` and `time.weekday` are.
+        sources: of the columns that stand in a request, by column.
+        of_time, of_offer: what fills the other columns: a key of `time`; a root and its key.
+        constants: what fills the rest.
 
     Raises:
         ConfigError: with every column that is unknown, not filled, or filled from a path that does not fit.
@@ -198,11 +236,12 @@ class RowMapping:
         problems: list[str] = []
         self._of_request: list[tuple[str, Getter]] = []
         self._of_imp: list[tuple[str, Getter]] = []
-        self._of_offer: dict[str, tuple[str, str]] = {}
-        self._of_time: dict[str, str] = {}
-        self._constants = {**config.constants, **dict.fromkeys(config.left_missing)}
+        self.sources: dict[str, Source] = {}
+        self.of_offer: dict[str, tuple[str, str]] = {}
+        self.of_time: dict[str, str] = {}
+        self.constants = {**config.constants, **dict.fromkeys(config.left_missing)}
         try:
-            self._time = LocalTime(config.time)
+            self.time = LocalTime(config.time)
         except ValueError as error:
             problems.append(f"time.path: {error}")
         given = {**{n: f"columns.{n}" for n in config.columns}, **{n: f"constants.{n}" for n in config.constants}}
@@ -233,9 +272,9 @@ class RowMapping:
             if column.expects == "list":
                 raise ValueError("gives one value, and the column takes lists")
             if root == "time":
-                self._of_time[column.name] = rest
+                self.of_time[column.name] = rest
             else:
-                self._of_offer[column.name] = (root, rest)
+                self.of_offer[column.name] = (root, rest)
             return
         if root.startswith("imp["):
             raise ValueError("write imp without an index; it is the impression that is being priced, whichever of several")
@@ -244,37 +283,31 @@ class RowMapping:
             raise ValueError("gives a list, and the column takes one value; give an index in place of [*]")
         if not path.many and column.expects == "list" and ".ext." not in f".{text}":
             raise ValueError("gives one value, and the column takes lists")
-        get = _joined(path.get, separator) if column.expects == "text" and path.many else path.get
+        is_joined = column.expects == "text" and path.many
+        get = _joined(path.get, separator) if is_joined else path.get
         (self._of_imp if root == "imp" else self._of_request).append((column.name, get))
+        self.sources[column.name] = Source(path, separator if is_joined else "", root == "imp")
 
-    @property
-    def depends_on_offer(self) -> bool:
-        """Whether two creatives for one impression can have different rows."""
-        return bool(self._of_offer)
+    def offer_values(self, campaign: CampaignConfig, creative: CreativeConfig) -> tuple[Any, ...]:
+        """The values of the columns `of_offer`: what tells the rows of two creatives for one impression apart."""
+        roots: dict[str, Any] = {"campaign": campaign, "creative": creative}
+        return tuple(getattr(roots[root], key) for root, key in self.of_offer.values())
 
-    def of_request(self, request: BidRequest, now: float) -> Row:
-        """The columns that all impressions of a request share.
+    def rows(self, request: BidRequest, offered: Iterable[OfferRow], now: float) -> list[Row]:
+        """The rows to score.
 
         Raises:
             ValueError: for a timestamp that is none.
         """
-        row = dict(self._constants)
+        shared = dict(self.constants)
         for column, get in self._of_request:
-            row[column] = get(request)
-        if self._of_time:
-            time = self._time(request, now)
-            for column, key in self._of_time.items():
-                row[column] = time[key]
-        return row
-
-    def of_imp(self, imp: Imp, shared: Row) -> Row:
-        """`shared` and the columns of one impression."""
-        row = shared.copy()
-        for column, get in self._of_imp:
-            row[column] = get(imp)
-        return row
-
-    def of_offer(self, *, campaign: Any, creative: Any) -> Row:
-        """The columns that say who bids."""
-        roots = {"campaign": campaign, "creative": creative}
-        return {column: getattr(roots[root], key) for column, (root, key) in self._of_offer.items()}
+            shared[column] = get(request)
+        if self.of_time:
+            time = self.time(request, now)
+            for column, key in self.of_time.items():
+                shared[column] = time[key]
+        found = []
+        for imp, values in offered:
+            row = shared | {column: get(request.imp[imp]) for column, get in self._of_imp}
+            found.append(row | dict(zip(self.of_offer, values)))
+        return found

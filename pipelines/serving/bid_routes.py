@@ -4,13 +4,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from ..config.errors import ConfigError
+from .batcher import Waiting
 from .bid_config import load_bid_config
 from .bid_mapping import RowMapping
-from .bidding import Bidder, separators
+from .bid_reader import BidReader
+from .bidding import Bidder, Plan, separators
 from .messages import HttpError, Request, Response, Route, encode_json
-from .models import Deployment, Models, ServedModel
-from .openrtb import VERSION, BidResponse, NoBid, decode_request, encode_response
+from .models import Deployment, Models, ServedModel, checked
+from .openrtb import VERSION, Auction, BidRequest, BidResponse, NoBid, decode_auction, decode_request, encode_response
 
 _HEADERS = ((b"x-openrtb-version", VERSION.encode()),)
 _NO_CONTENT = Response(b"", status=204, headers=_HEADERS)
@@ -34,29 +38,29 @@ class BidRoutes:
         self._clock = clock
         self._margin_seconds = bidder.config.margin_milliseconds / 1000
         self._tasks = deployment.current.tasks
-        self._mappings = {deployment.current.version: self._compile(deployment.current)}
+        self._scorers = {deployment.current.version: self._compile(deployment.current)}
 
-    def _compile(self, model: ServedModel) -> RowMapping:
+    def _compile(self, model: ServedModel) -> "BidScorer":
         graph = model.ranker.graph
-        return RowMapping(self.bidder.config, graph.codec.columns, separators(graph.transforms.features))
+        return BidScorer(model, RowMapping(self.bidder.config, graph.codec.columns, separators(graph.transforms.features)))
 
-    def mapping_for(self, model: ServedModel) -> RowMapping:
-        """The compiled mapping for one version of the model.
+    def scorer_for(self, model: ServedModel) -> "BidScorer":
+        """The way from requests to answers of one version of the model.
 
         Raises:
             HttpError: 503 for a version that was loaded since and has other columns or tasks than bid.yaml needs.
         """
-        mapping = self._mappings.get(model.version)
-        if mapping is None:
+        scorer = self._scorers.get(model.version)
+        if scorer is None or scorer.model is not model:
             try:
                 if model.tasks != self._tasks:
                     raise ValueError(f"it predicts {', '.join(model.tasks)}, and bids need {', '.join(self._tasks)}")
-                mapping = self._compile(model)
+                scorer = self._compile(model)
             except ValueError as error:
                 raise HttpError(503, f"no bids with version {model.version}, which was loaded since the start: {error}") from None
             served = {m.version for m in self._deployment.versions().values()}
-            self._mappings = {v: m for v, m in self._mappings.items() if v in served} | {model.version: mapping}
-        return mapping
+            self._scorers = {v: s for v, s in self._scorers.items() if v in served} | {model.version: scorer}
+        return scorer
 
     def routes(self) -> list[Route]:
         return [
@@ -70,22 +74,28 @@ class BidRoutes:
 
     async def bid(self, request: Request) -> Response:
         """A BidRequest in; 200 with bids, or 204 (200 with `nbr` where the config asks for reasons)."""
-        arrived = time.perf_counter()
-        try:
-            given = decode_request(request.body)
-        except ValueError as error:
-            raise HttpError(400, f"not an OpenRTB {VERSION} bid request: {error}") from None
+        arrived, now = time.perf_counter(), self._clock()
+        deployment = self._deployment
+        model = deployment.choose(request.key) if deployment.split else deployment.current
+        scorer = self._scorers.get(model.version)
+        given: Auction | None = scorer.read(request.body, now) if scorer is not None and scorer.model is model else None
+        if given is None:
+            scorer = None
+            given = _decoded(request)
         deadline = None if given.tmax is None else arrived + given.tmax / 1000 - self._margin_seconds
         if deadline is not None and deadline <= arrived:
             return self._no_bid(self.bidder.no_bid(given, NoBid.INSUFFICIENT_AUCTION_TIME))
-        model = self._deployment.choose(request.key)
-        mapping = self.mapping_for(model)
-        now = self._clock()
+        scorer = scorer or self.scorer_for(model)
+        plan = self.bidder.plan(given, scorer.mapping, now)
+        if isinstance(plan, NoBid):
+            return self._no_bid(self.bidder.no_bid(given, plan))
         try:
-            plan = self.bidder.plan(given, mapping, now)
-            if isinstance(plan, NoBid):
-                return self._no_bid(self.bidder.no_bid(given, plan))
-            answers = await model.score(plan.rows, from_json=True)
+            waiting = scorer.submit(plan) if type(given) is Auction else None
+            if waiting is not None:
+                answers = checked(await waiting)
+            else:
+                whole = given if isinstance(given, BidRequest) else _decoded(request)
+                answers = await model.score(scorer.mapping.rows(whole, plan.rows, now), from_json=True)
         except ValueError as error:
             raise HttpError(400, str(error)) from None
         if deadline is not None and time.perf_counter() > deadline:
@@ -130,6 +140,48 @@ class BidRoutes:
         except ValueError as error:
             raise HttpError(400, str(error)) from None
         return _NO_CONTENT
+
+
+class BidScorer:
+    """The way from bid requests to the answers of one version of a model.
+
+    Attributes:
+        reader: reads requests as JSON bytes; None where C cannot.
+    """
+
+    def __init__(self, model: ServedModel, mapping: RowMapping) -> None:
+        self.model = model
+        self.mapping = mapping
+        self._graph = model.ranker
+        self.reader = BidReader.of(self._graph.encoder.reader, mapping)
+
+    def read(self, body: bytes, now: float) -> Auction | None:
+        """What decides on a bid for a request whose rows can be submitted, until another one is read; None for any other body."""
+        if self.reader is None or not self.reader.read(body, now):
+            return None
+        return decode_auction(body)
+
+    def submit(self, plan: Plan) -> Waiting | None:
+        """Submit the rows of a plan for the request that was read last; None where they are to be made by `RowMapping.rows`."""
+        assert self.reader is not None
+        rows, graph = plan.rows, self._graph
+        if len(rows) == 1:
+            if not self.reader.encode(rows[0].values, *graph.batcher.next_row()):
+                return None
+            return graph.batcher.submit_next_row()
+        ids_NS = np.empty((len(rows), graph.encoder.num_slots), np.int64)
+        dense_ND = np.empty((len(rows), graph.encoder.num_dense), np.float32)
+        for ids, dense, row in zip(ids_NS, dense_ND, rows):
+            if not self.reader.encode(row.values, ids.ctypes.data, dense.ctypes.data):
+                return None
+        return graph.batcher.submit(ids_NS, dense_ND)
+
+
+def _decoded(request: Request) -> BidRequest:
+    try:
+        return decode_request(request.body)
+    except ValueError as error:
+        raise HttpError(400, f"not an OpenRTB {VERSION} bid request: {error}") from None
 
 
 def bid_routes(models: Models, path: Path, *, now: float) -> BidRoutes:

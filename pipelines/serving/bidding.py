@@ -6,15 +6,17 @@ price = shading * min(1000 * amount * P(click) [* P(action | click)], max_cpm), 
 
 import math
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from ..config.errors import ConfigError, nearest
 from .bid_config import BidConfig, CampaignConfig, CreativeConfig
-from .bid_mapping import Row, RowMapping
-from .openrtb import BANNER_MARKUP, SECOND_PRICE, Bid, BidRequest, BidResponse, Imp, NoBid, SeatBid
+from .bid_mapping import OfferRow, RowMapping
+from .openrtb import BANNER_MARKUP, SECOND_PRICE, Auction, Bid, BidResponse, Impression, NoBid, SeatBid
 from .pacing import CPM_NANOS, NANOS, DailyBudget, Notices, Pacer, Unlimited
 
 _ID_BYTES = 8
@@ -40,8 +42,7 @@ def bid_price(value: float, *, floor: float, first_price: bool, shading: float =
     return price if price > 0 else None
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """A creative that fits an impression. `row` is its row among those to be scored."""
 
     campaign: int
@@ -49,23 +50,21 @@ class Offer:
     row: int
 
 
-@dataclass(frozen=True, slots=True)
-class Chance:
+class Chance(NamedTuple):
     """An impression with a floor (CPM in the plan's currency) and all that could be offered for it."""
 
-    imp: Imp
+    imp: Impression
     floor: float
     offers: list[Offer]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What is left to do for a request once its rows are scored. `currency` and `rate` are those of the bids."""
 
-    request: BidRequest
+    request: Auction
     currency: str
     rate: float
-    rows: list[Row]
+    rows: list[OfferRow]
     chances: list[Chance]
 
 
@@ -82,10 +81,13 @@ class _Campaign:
             self.amount *= value.rate or 1.0
             if value.rate_task:
                 self.action = self._task(value.rate_task, tasks, f"campaign {config.id!r}: value.rate_task")
-        self.domains = tuple(d.lower() for d in config.advertiser_domains)
+        self._domains = frozenset(at for d in config.advertiser_domains for at in at_and_above(d.lower(), ".", of_the_right=True))
+        self._categories = [frozenset(at_and_above(c, "-")) for c in config.categories]
+        self._all_categories: frozenset[str] = frozenset().union(*self._categories)
         self.creatives: dict[tuple[int | None, int | None], list[CreativeConfig]] = {}
         for creative in config.creatives:
             self.creatives.setdefault((creative.w, creative.h), []).append(creative)
+        self.bids = {creative.id: self._bid(creative) for creative in config.creatives}
 
     @staticmethod
     def _task(name: str, tasks: Sequence[str], where: str) -> int:
@@ -96,31 +98,62 @@ class _Campaign:
         given = repr(name) if name else "nothing"
         raise ValueError(f"{where}: given {given}; the model's tasks: {', '.join(tasks) or 'none'}{nearest(name, tasks)}")
 
+    def _bid(self, creative: CreativeConfig) -> Bid:
+        """With all that is the same in each of its bids."""
+        config = self.config
+        return Bid(
+            id="",
+            impid="",
+            price=0.0,
+            cid=config.id,
+            crid=creative.id,
+            w=creative.w,
+            h=creative.h,
+            adomain=config.advertiser_domains,
+            cat=config.categories,
+            cattax=config.cattax if config.cattax != 1 else None,
+            attr=creative.attr or None,
+            mtype=BANNER_MARKUP,
+            adm=creative.adm or None,
+            adid=creative.adid or None,
+        )
+
     def value_cpm(self, answers: Sequence[float]) -> float:
         """What a thousand such impressions are worth, in the config's currency."""
         value = 1000 * self.amount * answers[self.click]
         return value if self.action is None else value * answers[self.action]
 
-    def is_blocked(self, request: BidRequest) -> bool:
+    def is_blocked(self, request: Auction) -> bool:
         """By advertiser domain or category. Categories of another taxonomy than ours cannot be compared, and block."""
-        if request.badv and any(is_below(ours, theirs.lower(), ".") for theirs in request.badv for ours in self.domains):
+        if request.badv and not self._domains.isdisjoint(map(str.lower, request.badv)):
             return True
         if (request.bcat or request.acat) and (request.cattax or 1) != self.config.cattax:
             return True
-        ours = self.config.categories
-        if request.bcat and any(category_is_below(c, blocked) for blocked in request.bcat for c in ours):
+        if request.bcat and not self._all_categories.isdisjoint(request.bcat):
             return True
-        return bool(request.acat) and not all(any(category_is_below(c, ok) for ok in request.acat or ()) for c in ours)
+        return bool(request.acat) and any(ours.isdisjoint(request.acat or ()) for ours in self._categories)
+
+    def fitting(self, imp: Impression) -> Sequence[CreativeConfig]:
+        """The creatives that may be shown there."""
+        banner = imp.banner
+        if banner is None or (imp.pmp is not None and imp.pmp.private_auction):  # we have no deals
+            return ()
+        if banner.format:
+            sizes = dict.fromkeys((f.w, f.h) for f in banner.format)
+            found: Sequence[CreativeConfig] = [c for size in sizes for c in self.creatives.get(size, ())]
+        else:
+            found = self.creatives.get((banner.w, banner.h), ())
+        if found and imp.secure:
+            found = [c for c in found if c.secure]
+        if found and banner.battr:
+            found = [c for c in found if not any(a in banner.battr for a in c.attr)]
+        return found
 
 
-def is_below(name: str, parent: str, separator: str) -> bool:
-    """Whether a domain is another one or lies below it: www.ford.com below ford.com."""
-    return name == parent or name.endswith(separator + parent)
-
-
-def category_is_below(category: str, parent: str) -> bool:
-    """Whether a content category is another one or lies below it: IAB7-39 below IAB7."""
-    return category == parent or category.startswith(parent + "-")
+def at_and_above(name: str, separator: str, *, of_the_right: bool = False) -> list[str]:
+    """A name and all that it lies below: IAB7-39 and IAB7; with `of_the_right`, www.ford.com, ford.com and com."""
+    cuts = [i for i, character in enumerate(name) if character == separator]
+    return [name, *(name[i + 1 :] if of_the_right else name[:i] for i in cuts)]
 
 
 class Bidder:
@@ -151,6 +184,7 @@ class Bidder:
         journal = Path(config.spend_file) if config.spend_file else None
         ids = [c.id for c in config.campaigns]
         self.notices = Notices(self.pacers, ids, seconds=config.notice_seconds, now=now, journal=journal)
+        self._notice_url = config.notice_url.rstrip("/")
         self.rates = {**config.rates, config.currency: 1.0}
         self.no_bids: dict[NoBid, int] = dict.fromkeys(NoBid, 0)
         self.num_bids = [0] * len(config.campaigns)
@@ -158,12 +192,8 @@ class Bidder:
 
     # --- before scoring
 
-    def plan(self, request: BidRequest, mapping: RowMapping, now: float) -> Plan | NoBid:
-        """Which rows to score, or why there is nothing to bid on.
-
-        Raises:
-            ValueError: for a timestamp in the request that is none.
-        """
+    def plan(self, request: Auction, mapping: RowMapping, now: float) -> Plan | NoBid:
+        """Which rows to score, or why there is nothing to bid on."""
         self.notices.expire(now)  # else prices reserved in vain could keep a campaign from ever bidding again
         currency = self._currency(request.cur)
         if not currency:
@@ -175,44 +205,40 @@ class Bidder:
         if not allowed:
             return NoBid.BLOCKED
         reason = NoBid.NO_BANNER_THAT_FITS
-        rows: list[Row] = []
+        rows: list[OfferRow] = []
         chances: list[Chance] = []
-        shared: Row | None = None
-        for imp in request.imp:
-            fitting = [(i, creative) for i in allowed for creative in self._fitting(self.campaigns[i], imp)]
+        for number, imp in enumerate(request.imp):
+            fitting = [(i, creatives) for i in allowed if (creatives := self.campaigns[i].fitting(imp))]
             if not fitting:
                 continue
             floor = self._floor(imp, currency, rate)
             if floor is None:
                 reason = NoBid.CURRENCY
                 continue
-            joined = {i for i in dict.fromkeys(i for i, _ in fitting) if self.pacers[i].joins(now)}
+            joined = [(i, creatives) for i, creatives in fitting if self.pacers[i].joins(now)]
             if not joined:
                 reason = NoBid.BUDGET
                 continue
-            if shared is None:
-                shared = mapping.of_request(request, now)
-            offers = list(self._rows(fitting, joined, mapping, mapping.of_imp(imp, shared), rows))
-            chances.append(Chance(imp, floor, offers))
+            chances.append(Chance(imp, floor, self._offers(number, joined, mapping, rows)))
         return Plan(request, currency, rate, rows, chances) if chances else reason
 
-    def _rows(
-        self, fitting: list[tuple[int, CreativeConfig]], joined: set[int], mapping: RowMapping, base: Row, rows: list[Row]
-    ) -> Iterator[Offer]:
+    def _offers(
+        self, imp: int, joined: list[tuple[int, Sequence[CreativeConfig]]], mapping: RowMapping, rows: list[OfferRow]
+    ) -> list[Offer]:
         """The offers for one impression; adds the rows they need, each once."""
-        if not mapping.depends_on_offer:
-            rows.append(base)
-            yield from (Offer(i, creative, len(rows) - 1) for i, creative in fitting if i in joined)
-            return
+        if not mapping.of_offer:
+            rows.append(OfferRow(imp, ()))
+            return [Offer(i, creative, len(rows) - 1) for i, creatives in joined for creative in creatives]
         seen: dict[tuple, int] = {}
-        for i, creative in fitting:
-            if i in joined:
-                own = mapping.of_offer(campaign=self.config.campaigns[i], creative=creative)
-                key = tuple(own.values())
-                if key not in seen:
-                    seen[key] = len(rows)
-                    rows.append(base | own)
-                yield Offer(i, creative, seen[key])
+        offers = []
+        for i, creatives in joined:
+            for creative in creatives:
+                values = mapping.offer_values(self.config.campaigns[i], creative)
+                row = seen.setdefault(values, len(rows))
+                if row == len(rows):
+                    rows.append(OfferRow(imp, values))
+                offers.append(Offer(i, creative, row))
+        return offers
 
     def _currency(self, allowed: list[str] | None) -> str:
         """Ours where the request allows it or says nothing, else the first that has a rate, else ""."""
@@ -220,29 +246,17 @@ class Bidder:
             return self.config.currency
         return next((c for c in allowed if c in self.rates), "")
 
-    def _may_sit(self, request: BidRequest) -> bool:
+    def _may_sit(self, request: Auction) -> bool:
         seat = self.config.seat
         return not (request.wseat and seat not in request.wseat) and not (request.bseat and seat in request.bseat)
 
-    def _floor(self, imp: Imp, currency: str, rate: float) -> float | None:
+    def _floor(self, imp: Impression, currency: str, rate: float) -> float | None:
         """The floor in the bids' currency, exact where it is given in it; None where there is no rate."""
         floor_currency = imp.bidfloorcur or USD
         if not imp.bidfloor or floor_currency == currency:
             return imp.bidfloor or 0.0
         floor_rate = self.rates.get(floor_currency)
         return None if floor_rate is None else imp.bidfloor * floor_rate / rate
-
-    @staticmethod
-    def _fitting(campaign: _Campaign, imp: Imp) -> Iterator[CreativeConfig]:
-        banner = imp.banner
-        if banner is None or (imp.pmp is not None and imp.pmp.private_auction):  # we have no deals
-            return
-        sizes = [(f.w, f.h) for f in banner.format or ()] or [(banner.w, banner.h)]
-        for size in dict.fromkeys(sizes):
-            for creative in campaign.creatives.get(size, ()):
-                is_blocked = banner.battr and any(a in banner.battr for a in creative.attr)
-                if not is_blocked and (creative.secure or not imp.secure):
-                    yield creative
 
     # --- after scoring
 
@@ -269,7 +283,8 @@ class Bidder:
                 )
                 if price is not None:
                     ranked.append((price, offer))
-            ranked.sort(key=lambda pair: -pair[0])  # stable: ties go to what stands first in the config
+            if len(ranked) > 1:
+                ranked.sort(key=itemgetter(0), reverse=True)  # stable: ties go to what stands first in the config
             for price, offer in ranked:
                 if self.pacers[offer.campaign].affords(math.ceil(price * plan.rate * CPM_NANOS), now):
                     bids.append(self._bid(chance.imp, offer, price, plan, now))
@@ -281,31 +296,15 @@ class Bidder:
         seat = SeatBid(bid=bids, seat=self.config.seat or None)
         return BidResponse(id=plan.request.id, seatbid=[seat], cur=plan.currency)
 
-    def _bid(self, imp: Imp, offer: Offer, price: float, plan: Plan, now: float) -> Bid:
-        campaign, creative = self.campaigns[offer.campaign].config, offer.creative
-        bid = self._random_id()
+    def _bid(self, imp: Impression, offer: Offer, price: float, plan: Plan, now: float) -> Bid:
+        name = self._random_id()
         self.num_bids[offer.campaign] += 1
-        base = self.config.notice_url.rstrip("/")
+        bid = replace(self.campaigns[offer.campaign].bids[offer.creative.id], id=name, impid=imp.id, price=price)
+        base = self._notice_url
         if base:
-            self.notices.bid(bid, offer.campaign, price=price, rate=plan.rate, now=now)
-        return Bid(
-            id=bid,
-            impid=imp.id,
-            price=price,
-            cid=campaign.id,
-            crid=creative.id,
-            w=creative.w,
-            h=creative.h,
-            adomain=campaign.advertiser_domains,
-            cat=campaign.categories,
-            cattax=campaign.cattax if campaign.cattax != 1 else None,
-            attr=creative.attr or None,
-            mtype=BANNER_MARKUP,
-            adm=creative.adm or None,
-            adid=creative.adid or None,
-            nurl=f"{base}/win/{bid}/${{AUCTION_PRICE}}" if base else None,
-            lurl=f"{base}/loss/{bid}/${{AUCTION_LOSS}}" if base else None,
-        )
+            self.notices.bid(name, offer.campaign, price=price, rate=plan.rate, now=now)
+            bid.nurl, bid.lurl = f"{base}/win/{name}/${{AUCTION_PRICE}}", f"{base}/loss/{name}/${{AUCTION_LOSS}}"
+        return bid
 
     def _random_id(self) -> str:
         """16 hexadecimal digits that nobody can guess, drawn many at a time: each drawing is a system call."""
@@ -354,7 +353,7 @@ class Bidder:
             "no_bids": {reason.name.lower(): count for reason, count in self.no_bids.items()},
         }
 
-    def no_bid(self, request: BidRequest, reason: NoBid) -> BidResponse | None:
+    def no_bid(self, request: Auction, reason: NoBid) -> BidResponse | None:
         """The response that says why, where the config asks for one; None is an empty answer."""
         self.no_bids[reason] += 1
         return BidResponse(id=request.id, nbr=int(reason)) if self.config.no_bid == "reason" else None

@@ -4,6 +4,7 @@ Source: IAB Tech Lab, OpenRTB 2.6 (2.6.md of InteractiveAdvertisingBureau/openrt
 standard's. Fields that are not here are ignored, as the standard asks; those that are must have its type, or null where optional.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Annotated, Any
 
@@ -19,19 +20,65 @@ Price = Annotated[float, Meta(ge=0)]
 Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]  # what a column can hold
 
 
-class Format(Struct, kw_only=True):
+# --- what decides on a bid, for a request that was held against everything below already ----------------------------------
+
+
+class Size(Struct, kw_only=True, gc=False):
     w: Int | None = None
     h: Int | None = None
+
+
+class Place(Struct, kw_only=True, gc=False):
+    """A banner's place on a page."""
+
+    format: Sequence[Size] | None = None
+    w: Int | None = None
+    h: Int | None = None
+    battr: list[Int] | None = None
+
+
+class Pmp(Struct, kw_only=True, gc=False):
+    private_auction: Int | None = None
+
+
+class Impression(Struct, kw_only=True, gc=False):
+    """One impression on offer. `bidfloor` is a CPM in `bidfloorcur`."""
+
+    id: str
+    banner: Place | None = None
+    pmp: Pmp | None = None
+    bidfloor: Price | None = None
+    bidfloorcur: str | None = None
+    secure: Int | None = None
+
+
+class Auction(Struct, kw_only=True, gc=False):
+    """`tmax` is in milliseconds; `cur` are the currencies a bid may have; `at` is 1 (first price) or 2 (second)."""
+
+    id: str
+    imp: Annotated[Sequence[Impression], Meta(min_length=1)]
+    at: Int | None = None
+    tmax: Int | None = None
+    wseat: list[str] | None = None
+    bseat: list[str] | None = None
+    cur: list[str] | None = None
+    acat: list[str] | None = None
+    bcat: list[str] | None = None
+    cattax: Int | None = None
+    badv: list[str] | None = None
+
+
+# --- all that we read ---------------------------------------------------------------------------------------------------
+
+
+class Format(Size, kw_only=True):
     wratio: Int | None = None
     hratio: Int | None = None
     wmin: Int | None = None
 
 
-class Banner(Struct, kw_only=True):
-    format: list[Format] | None = None
-    w: Int | None = None
-    h: Int | None = None
-    battr: list[Int] | None = None
+class Banner(Place, kw_only=True):
+    format: Sequence[Format] | None = None
     btype: list[Int] | None = None
     pos: Int | None = None
     mimes: list[str] | None = None
@@ -41,22 +88,11 @@ class Banner(Struct, kw_only=True):
     ext: Ext | None = None
 
 
-class Pmp(Struct, kw_only=True):
-    private_auction: Int | None = None
-
-
-class Imp(Struct, kw_only=True):
-    """One impression on offer. `bidfloor` is a CPM in `bidfloorcur`."""
-
-    id: str
+class Imp(Impression, kw_only=True):
     banner: Banner | None = None
-    pmp: Pmp | None = None
     displaymanager: str | None = None
     instl: Int | None = None
     tagid: str | None = None
-    bidfloor: Price | None = None
-    bidfloorcur: str | None = None
-    secure: Int | None = None
     rwdd: Int | None = None
     exp: Int | None = None
     ext: Ext | None = None
@@ -185,25 +221,15 @@ class User(Struct, kw_only=True):
     ext: Ext | None = None
 
 
-class BidRequest(Struct, kw_only=True):
-    """One auction. `tmax` is in milliseconds; `cur` are the currencies a bid may have; `at` is 1 (first price) or 2 (second)."""
+class BidRequest(Auction, kw_only=True):
+    """One auction, with who is asked for and where."""
 
-    id: str
-    imp: Annotated[list[Imp], Meta(min_length=1)]
+    imp: Annotated[Sequence[Imp], Meta(min_length=1)]
     site: Site | None = None
     app: App | None = None
     device: Device | None = None
     user: User | None = None
     test: Int | None = None
-    at: Int | None = None
-    tmax: Int | None = None
-    wseat: list[str] | None = None
-    bseat: list[str] | None = None
-    cur: list[str] | None = None
-    acat: list[str] | None = None
-    bcat: list[str] | None = None
-    cattax: Int | None = None
-    badv: list[str] | None = None
     ext: Ext | None = None
 
 
@@ -255,6 +281,7 @@ class NoBid(IntEnum):
 
 
 _decoder = msgspec.json.Decoder(BidRequest)
+decode_auction = msgspec.json.Decoder(Auction).decode
 
 
 def decode_request(body: bytes) -> BidRequest:

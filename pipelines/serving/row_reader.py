@@ -29,6 +29,7 @@ _FUNCTIONS: dict[str, tuple[tuple, object]] = {
     "plan_new": ((_ADDRESS, _COUNT, _ADDRESS, _COUNT, _ADDRESS, _COUNT, _ADDRESS, _COUNT, _COUNT, _ADDRESS), _ADDRESS),
     "hash_keyed": ((ctypes.c_uint64, _ADDRESS), None),
     "plan_free": ((_ADDRESS,), None),
+    "plan_values": ((_ADDRESS,), _ADDRESS),
 }
 
 
@@ -64,15 +65,19 @@ class RowReader:
     """Reads rows for one graph; `of` makes one.
 
     A call keeps the GIL: it takes microseconds, and giving it up and asking for it again takes longer.
+
+    Attributes:
+        columns: numbers of the raw columns.
+        plan, values: addresses of the plan of row_slots.h and of its values.
     """
 
     def __init__(self, library: ctypes.CDLL, transforms: Transforms, layout: SlotLayout) -> None:
-        self._library = library
-        self._tables: dict[str, _Table] = {}
+        self.library = library
+        self._tables: dict[str, KeyTable] = {}
         self._arrays: list[np.ndarray] = []  # what the plan points to
         names = list(dict.fromkeys(transforms.columns.values()))
-        columns = {name: number for number, name in enumerate(names)}
-        self._columns = _Table(library, pa.array(names, pa.string()), first_row=0)
+        columns = self.columns = {name: number for number, name in enumerate(names)}
+        self._names = KeyTable(library, pa.array(names, pa.string()), first_row=0)
         self._ids = (_Ids * len(layout.slots))(*(self._ids_of(slot, transforms, columns) for slot in layout.slots))
         numeric = [f for f in transforms.features.values() if isinstance(f, NumericTransform)]
         self._numbers = (_Number * len(numeric))(*(self._number_of(f, columns) for f in numeric))
@@ -84,39 +89,40 @@ class RowReader:
             if isinstance(f, IdsTransform) and f.aligned_with
         ]
         pairs = self._kept(np.array(aligned, np.int64))
-        self._plan = library.plan_new(
-            *(self._columns.handle, len(columns)),
+        self.plan = library.plan_new(
+            *(self._names.handle, len(columns)),
             *(ctypes.addressof(self._ids), len(self._ids)),
             *(ctypes.addressof(self._numbers), len(self._numbers)),
             *(pairs, len(aligned)),
             *(layout.num_slots, ctypes.addressof(self._raw)),
         )
-        if not self._plan:
+        if not self.plan:
             raise MemoryError
+        self.values = library.plan_values(self.plan)
         read_row = ctypes.PyDLL("", handle=library._handle).read_row
         read_row.argtypes, read_row.restype = (_ADDRESS, ctypes.c_char_p, _COUNT, _ADDRESS, _ADDRESS), ctypes.c_int
         self._read_row = read_row
 
     @classmethod
     def of(cls, transforms: Transforms, layout: SlotLayout) -> "RowReader | None":
-        """None without a C compiler, and for separators of more than one byte."""
+        """None without a C compiler, for separators of more than one byte, and where features are computed from other columns."""
         separators = [f.separator for f in transforms.features.values() if isinstance(f, IdsTransform)]
-        if any(len(separator.encode()) > 1 for separator in separators) or (library := _library()) is None:
+        if transforms.states or any(len(separator.encode()) > 1 for separator in separators) or (library := _library()) is None:
             return None
         return cls(library, transforms, layout)
 
     def __del__(self) -> None:
-        if getattr(self, "_plan", None):
-            self._library.plan_free(self._plan)
+        if getattr(self, "plan", None):
+            self.library.plan_free(self.plan)
 
     def read(self, json: bytes, ids: int, dense: int) -> bool:
         """Whether one row was decided, and written to `ids` (the address of S int64) and `dense` (of D float32)."""
-        if not self._read_row(self._plan, json, len(json), ids, dense):
+        if not self._read_row(self.plan, json, len(json), ids, dense):
             return False
-        return not self._steps or self._take_steps(dense)
+        return not self._steps or self.take_steps(dense)
 
-    def _take_steps(self, dense: int) -> bool:
-        """Those that C does not know: logarithms, quantiles."""
+    def take_steps(self, dense: int) -> bool:
+        """Those that C does not know: logarithms, quantiles. Whether they take these numbers."""
         for index, steps in self._steps:
             try:
                 number = apply_steps_to_value(steps, self._raw[index])
@@ -146,11 +152,11 @@ class RowReader:
         )
         if isinstance(table, Vocabulary):
             if feature.table not in self._tables:
-                self._tables[feature.table] = _Table(self._library, table.values, first_row=1)
+                self._tables[feature.table] = KeyTable(self.library, table.values, first_row=1)
             out.table = self._tables[feature.table].handle
         elif isinstance(table, Hash):
             out.size, out.seed = table.buckets, table.seed if table.reads_text else mixed_seed(table.seed)
-            self._library.hash_keyed(table.seed, ctypes.addressof(out) + _Ids.keyed.offset)
+            self.library.hash_keyed(table.seed, ctypes.addressof(out) + _Ids.keyed.offset)
         elif isinstance(table, Buckets):
             out.size, out.boundaries = len(table.boundaries), self._kept(np.array(table.boundaries, np.float64))
         elif isinstance(table, Identity):
@@ -173,7 +179,7 @@ def _kind_of(table: IdTransform) -> int:
     return _IDENTITY
 
 
-class _Table:
+class KeyTable:
     """Rows by value: value i of `values` (text, int64 or float64; nulls are left out) is row `first_row` + i."""
 
     def __init__(self, library: ctypes.CDLL, values: pa.Array, *, first_row: int) -> None:

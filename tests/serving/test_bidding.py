@@ -246,9 +246,10 @@ def test_each_impression_gets_the_best_offer() -> None:
     given = config(campaigns=campaigns)
     bidder = Bidder(given, ["click"], now=NOW)
     imps = [IMP | {"id": "x"}, {"id": "y", "banner": {"w": 728, "h": 90}}, {"id": "z"}]
-    plan = bidder.plan(request(imp=imps), mapping(given), NOW)
+    asked = request(imp=imps)
+    plan = bidder.plan(asked, mapping(given), NOW)
     assert not isinstance(plan, NoBid)
-    assert [row["creative"] for row in plan.rows] == ["a", "b", "d", "c"]
+    assert [row["creative"] for row in mapping(given).rows(asked, plan.rows, NOW)] == ["a", "b", "d", "c"]
     for answers, expected in (
         ([0.01, 0.03, 0.01, 0.02], [("x", "b", 15.0), ("y", "c", 10.0)]),
         ([0.01, 0.015, 0.01, 0.02], [("x", "d", 9.0), ("y", "c", 10.0)]),
@@ -298,7 +299,7 @@ def rows_of(asked: BidRequest, **changes: Any) -> list[dict[str, Any]]:
     given = config(**changes)
     plan = Bidder(given, ["click"], now=NOW).plan(asked, mapping(given), NOW)
     assert not isinstance(plan, NoBid)
-    return plan.rows
+    return mapping(given).rows(asked, plan.rows, NOW)
 
 
 def test_rows_hold_what_the_paths_say() -> None:

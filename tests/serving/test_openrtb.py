@@ -1,6 +1,7 @@
 """OpenRTB 2.6 as we read and write it, against the types of IAB Tech Lab's JSON Schema of 2.6."""
 
 import json
+from collections.abc import Sequence
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -139,7 +140,7 @@ def type_name(annotation: Any) -> str:
     if hasattr(annotation, "__metadata__"):
         return type_name(annotation.__origin__)
     arms = [a for a in get_args(annotation) if a is not NoneType]
-    if get_origin(annotation) is list:
+    if get_origin(annotation) in (list, Sequence):
         return f"array of {type_name(arms[0])}"
     if get_origin(annotation) is dict:
         return "object"
