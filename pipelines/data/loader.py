@@ -1,7 +1,7 @@
 """From shards to batches: a seeded order that does not depend on the number of processes, equal batch counts on every rank."""
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
@@ -14,7 +14,7 @@ from torchrec_models.batch import Batch
 from torchrec_models.schema import Schema
 
 from . import order
-from .gather import BatchGather, NativeGather, OpenWindow, Segment, StockGather
+from .gather import BatchGather, Held, NativeGather, OpenWindow, Segment, StockGather
 from .native import native_gather
 from .read_ahead import ReadAhead, read_ahead
 from .rows import BatchBuilder, Rows
@@ -120,7 +120,7 @@ class Loader:
         self._shuffle, self._seed = shuffle, seed
         self._read_ahead_batches = read_ahead_batches
         self._is_kept = self._split.num_bytes <= order.WHOLE_BYTES
-        self._kept: Rows | None = None
+        self._kept: Held | None = None
         self._pool = window_pool(self._split)
         self._gather = _gather(gather, self._split, id_dtype=id_dtype, pin_memory=pin_memory)
         self.num_batches, rest = divmod(self.num_rows, batch_size)
@@ -213,33 +213,27 @@ class Loader:
         num_mine = last_batch * self._deal.rows_per_step + this_epoch.num_real(last_batch)
         numbers = range(first, this_epoch.window_of(num_mine - 1) + 1 if num_mine else first)
         if self._is_kept:
-            kept, every_row = self._keep(), torch.arange(self._split.num_rows)
+            kept = self._keep()
             for number in numbers:
                 runs, where = this_epoch.window(number)
-                yield OpenWindow(kept, every_row, _rows_of(runs)[where])
+                yield OpenWindow(kept, order.rows_of(runs)[where])
         else:
             with closing(WindowReader(self._split, self._pool)) as reader:
                 for number in numbers:
                     runs, where = this_epoch.window(number)
-                    yield OpenWindow(reader.read(runs), _rows_of(runs), where)
+                    yield OpenWindow(self._gather.of_runs(reader, runs), where)
 
     def _any_row(self) -> OpenWindow:
         with closing(WindowReader(self._split)) as reader:
-            first = torch.zeros(1, dtype=torch.int64)
-            return OpenWindow(reader.read([order.Run(0, 1)]), first, first)
+            return OpenWindow(self._gather.of_runs(reader, [order.Run(0, 1)]), torch.zeros(1, dtype=torch.int64))
 
-    def _keep(self) -> Rows:
+    def _keep(self) -> Held:
         """The whole split, read and verified once."""
         if self._kept is None:
             self._split.verify()
             with closing(WindowReader(self._split)) as reader:
-                self._kept = reader.read([order.Run(0, self._split.num_rows)])
+                self._kept = self._gather.of_runs(reader, [order.Run(0, self._split.num_rows)])
         return self._kept
-
-
-def _rows_of(runs: Sequence[order.Run]) -> Tensor:
-    """Positions in the split of the runs' rows."""
-    return torch.cat([torch.arange(run.first_row, run.first_row + run.num_rows) for run in runs])
 
 
 class _Cursor:

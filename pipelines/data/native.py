@@ -16,6 +16,9 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +29,13 @@ _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
 _FLAGS_FOR_ALL = tuple(flag for flag in _FLAGS if flag != "-march=native")
 _COMPILE_SECONDS = 60
 
-Gather = Callable[[int, int], None]
+
+class Native(NamedTuple):
+    """The functions of gather.c, which says what they take (addresses and counts). They run without the GIL."""
+
+    pack: Callable[[int, int, int, int, int], None]
+    ends: Callable[[int, int, int, int], None]
+    gather: Callable[[int, int, int, int, int, int, int], None]
 
 
 class NoNativeCode(Exception):
@@ -34,13 +43,13 @@ class NoNativeCode(Exception):
 
 
 @cache
-def native_gather() -> Gather | None:
-    """The `gather` of gather.c: (address of the jobs, number of jobs); it runs without the GIL.
+def native_gather() -> Native | None:
+    """The functions of gather.c.
 
     Returns:
         None where it cannot be had; the reason is logged, once.
     """
-    return _gather_of(library) if (library := native_library("gather", "the loader gathers rows with stock operators")) else None
+    return _functions_of(library) if (library := native_library("gather", "the loader gathers rows with stock operators")) else None
 
 
 def native_library(name: str, instead: str, *, sources: Path = _FOLDER) -> ctypes.CDLL | None:
@@ -60,19 +69,31 @@ def native_library(name: str, instead: str, *, sources: Path = _FOLDER) -> ctype
         return None
 
 
-def load(folder: Path) -> Gather:
-    """`gather` of gather.c, compiled into `folder`.
+def load(folder: Path) -> Native:
+    """The functions of gather.c, compiled into `folder`.
 
     Raises:
         NoNativeCode: saying why not.
     """
-    return _gather_of(load_library(folder, "gather"))
+    return _functions_of(load_library(folder, "gather"))
 
 
-def _gather_of(library: ctypes.CDLL) -> Gather:
-    function = library.gather
-    function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_int64), None
-    return function
+def _functions_of(library: ctypes.CDLL) -> Native:
+    address, count = ctypes.c_void_p, ctypes.c_int64
+    of = {
+        "pack": (address, count, count, address, count),
+        "ends": (address, address, count, address),
+        "gather": (address, count, address, count, address, count, address),
+    }
+    for name, types in of.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = types, None
+    return Native(library.pack, library.ends, library.gather)
+
+
+def address_of(array: np.ndarray) -> int:
+    """Where an array begins. Quicker than `array.ctypes.data`, which matters once per batch."""
+    return array.__array_interface__["data"][0]
 
 
 def load_library(folder: Path, name: str, *, sources: Path = _FOLDER) -> ctypes.CDLL:

@@ -32,6 +32,11 @@ class Run(NamedTuple):
     num_rows: int
 
 
+def rows_of(runs: Sequence[Run]) -> Tensor:
+    """Positions in the split of the runs' rows, one run after the other."""
+    return torch.cat([torch.arange(run.first_row, run.first_row + run.num_rows) for run in runs])
+
+
 class Window(NamedTuple):
     """Rows to read, and in which order a rank uses them.
 

@@ -6,8 +6,8 @@ Read, not mapped: page faults cost 3 times a read (measured), and memory past th
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,30 +22,43 @@ _MOST_OPEN_FILES = 128
 _WINDOWS_IN_USE = 4  # one being read, one ready, up to two under a batch
 
 
+class _Piece(NamedTuple):
+    """Rows start .. stop - 1 of a shard."""
+
+    shard: int
+    start: int
+    stop: int
+
+
 class _Files:
-    """Open files, the least recently used closed first."""
+    """Open files of a split, the least recently used closed first."""
 
-    def __init__(self) -> None:
-        self._open: OrderedDict[Path, int] = OrderedDict()
+    def __init__(self, split: SplitData) -> None:
+        self._split = split
+        self._open: OrderedDict[tuple[int, str], int] = OrderedDict()
 
-    def read_into(self, target: Tensor, path: Path, offset_bytes: int) -> None:
-        """Fills `target`. Raises ValueError if the file ends early."""
-        left = target.flatten().view(torch.uint8).numpy().data
-        descriptor = self._descriptor(path)
-        while left:
-            count = os.preadv(descriptor, [left], offset_bytes)
+    def path(self, shard: int, name: str) -> Path:
+        return self._split.shards[shard].folder / name
+
+    def read_into(self, target: memoryview, shard: int, name: str, offset_bytes: int) -> None:
+        """Fills `target`, which is of bytes. Raises ValueError if the file ends early."""
+        descriptor = self._descriptor(shard, name)
+        while target:
+            count = os.preadv(descriptor, [target], offset_bytes)
             if not count:
-                raise ValueError(f"{path}: ended early; it was altered after it was prepared. Prepare again with --force")
-            left, offset_bytes = left[count:], offset_bytes + count
+                where = self.path(shard, name)
+                raise ValueError(f"{where}: ended early; it was altered after it was prepared. Prepare again with --force")
+            target, offset_bytes = target[count:], offset_bytes + count
 
-    def _descriptor(self, path: Path) -> int:
-        if path in self._open:
-            self._open.move_to_end(path)
-        else:
-            self._open[path] = os.open(path, os.O_RDONLY)
+    def _descriptor(self, shard: int, name: str) -> int:
+        found = self._open.get((shard, name))
+        if found is None:
+            found = self._open[shard, name] = os.open(self.path(shard, name), os.O_RDONLY)
             if len(self._open) > _MOST_OPEN_FILES:
                 os.close(self._open.popitem(last=False)[1])
-        return self._open[path]
+        else:
+            self._open.move_to_end((shard, name))
+        return found
 
     def close(self) -> None:
         while self._open:
@@ -69,7 +82,7 @@ class WindowReader:
         self._arrays = array_files(split.stored_schema)
         self._num_lists = len(list_valued(split.stored_schema))
         self._ends = np.cumsum([shard.num_rows for shard in split.shards])
-        self._files = _Files()
+        self._files = _Files(split)
         self._pool = pool or window_pool(split)
 
     def close(self) -> None:
@@ -82,64 +95,69 @@ class WindowReader:
         Raises:
             ValueError: if a file ends early, or if offsets in it cannot be right.
         """
-        pieces = [piece for run in runs for piece in self._pieces(run)]
-        num_rows = sum(stop - start for _, start, stop in pieces)
+        dense, ids, labels, weights = self.fixed(runs)
+        return Rows(dense, ids, self.lists(runs), labels, weights)
+
+    def fixed(self, runs: Sequence[Run]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Only dense, ids, labels and weights of the runs' rows. Raises ValueError if a file ends early."""
+        pieces, num_rows = self._pieces(runs), sum(run.num_rows for run in runs)
         dense, ids, labels, weights = (
             self._fixed(f"{name}.npy", pieces, num_rows) for name in ("dense", "ids", "labels", "weights")
         )
-        lists = tuple(self._list(f"list_{i:03d}", pieces, num_rows) for i in range(self._num_lists))
-        return Rows(dense, ids, lists, labels, weights)
+        return dense, ids, labels, weights
 
-    def _pieces(self, run: Run) -> list[tuple[int, int, int]]:
-        """(shard, first row, behind the last row) of what a run covers of each shard."""
+    def lists(self, runs: Sequence[Run]) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Only the lists of the runs' rows. Raises ValueError as `read` does."""
+        pieces, num_rows = self._pieces(runs), sum(run.num_rows for run in runs)
+        return tuple(self._list(f"list_{i:03d}", pieces, num_rows) for i in range(self._num_lists))
+
+    def _pieces(self, runs: Sequence[Run]) -> list[_Piece]:
+        return [piece for run in runs for piece in self._pieces_of(run)]
+
+    def _pieces_of(self, run: Run) -> list[_Piece]:
+        """What a run covers of each shard."""
         pieces = []
         first, stop = run.first_row, run.first_row + run.num_rows
         while first < stop:
             shard = int(self._ends.searchsorted(first, side="right"))
             begin = int(self._ends[shard]) - self._split.shards[shard].num_rows
             end = min(stop, int(self._ends[shard]))
-            pieces.append((shard, first - begin, end - begin))
+            pieces.append(_Piece(shard, first - begin, end - begin))
             first = end
         return pieces
 
-    def _path(self, shard: int, name: str) -> Path:
-        return self._split.shards[shard].folder / name
+    def _take(self, dtype: torch.dtype, num_values: int) -> tuple[Tensor, memoryview]:
+        memory = self._pool.take(num_values * dtype.itemsize)
+        return memory.view(dtype), memory.numpy().data
 
-    def _empty(self, dtype: np.dtype, *shape: int) -> Tensor:
-        num_bytes = int(np.prod(shape)) * dtype.itemsize
-        return self._pool.take(num_bytes).view(_TORCH[dtype]).view(shape)
-
-    def _fixed(self, name: str, pieces: Sequence[tuple[int, int, int]], num_rows: int) -> Tensor:
+    def _fixed(self, name: str, pieces: Sequence[_Piece], num_rows: int) -> Tensor:
         dtype, columns = self._arrays[name]
         assert columns is not None
-        out, row = self._empty(dtype, num_rows, columns), 0
+        (out, target), row_bytes, at = self._take(_TORCH[dtype], num_rows * columns), columns * dtype.itemsize, 0
         for shard, start, stop in pieces if columns else ():
-            size = stop - start
-            self._files.read_into(
-                out[row : row + size], self._path(shard, name), NPY_HEADER_BYTES + start * columns * dtype.itemsize
-            )
-            row += size
-        return out
+            end = at + (stop - start) * row_bytes
+            self._files.read_into(target[at:end], shard, name, NPY_HEADER_BYTES + start * row_bytes)
+            at = end
+        return out.view(num_rows, columns)
 
-    def _list(self, name: str, pieces: Sequence[tuple[int, int, int]], num_rows: int) -> tuple[Tensor, Tensor]:
-        dtype, offset_dtype = np.dtype("<i4"), np.dtype("<i8")
-        offsets = self._empty(offset_dtype, num_rows + 1)
-        offsets[0] = 0
-        row, firsts = 0, []
+    def _list(self, name: str, pieces: Sequence[_Piece], num_rows: int) -> tuple[Tensor, Tensor]:
+        offsets, _ = self._take(torch.int64, num_rows + 1)
+        ends, row, total, parts = offsets.numpy(), 0, 0, []
+        ends[0] = 0
         for shard, start, stop in pieces:
-            path = self._path(shard, f"{name}.offsets.npy")
-            stored = torch.empty(stop - start + 1, dtype=torch.int64)
-            self._files.read_into(stored, path, NPY_HEADER_BYTES + start * offset_dtype.itemsize)
-            if bool((stored[1:] < stored[:-1]).any()) or int(stored[0]) < 0:
+            stored = np.empty(stop - start + 1, np.int64)
+            file = f"{name}.offsets.npy"
+            self._files.read_into(stored.view(np.uint8).data, shard, file, NPY_HEADER_BYTES + start * stored.itemsize)
+            first, size = int(stored[0]), int(stored[-1]) - int(stored[0])
+            if first < 0 or (stored[1:] < stored[:-1]).any():
+                path = self._files.path(shard, file)
                 raise ValueError(f"{path}: altered after it was prepared (offsets fall). Prepare again with --force")
-            torch.add(stored[1:], int(offsets[row]) - int(stored[0]), out=offsets[row + 1 : row + 1 + stop - start])
-            firsts.append(int(stored[0]))
-            row += stop - start
-        values = self._empty(dtype, int(offsets[-1]))
-        ends = np.cumsum([0, *(stop - start for _, start, stop in pieces)])
-        for (shard, _, _), first, (begin, end) in zip(pieces, firsts, pairwise(ends.tolist())):
-            part = values[int(offsets[begin]) : int(offsets[end])]
-            self._files.read_into(part, self._path(shard, f"{name}.values.npy"), NPY_HEADER_BYTES + first * dtype.itemsize)
+            np.add(stored[1:], total - first, out=ends[row + 1 : row + 1 + stop - start])
+            parts.append((shard, first, total, total + size))
+            row, total = row + stop - start, total + size
+        values, target = self._take(torch.int32, total)
+        for shard, first, begin, end in parts:
+            self._files.read_into(target[4 * begin : 4 * end], shard, f"{name}.values.npy", NPY_HEADER_BYTES + 4 * first)
         return values, offsets
 
 

@@ -11,7 +11,7 @@ import torch
 from torchrec_models.batch import Batch
 from torchrec_models.pipelines.data import native, order
 from torchrec_models.pipelines.data.buffers import BufferPool
-from torchrec_models.pipelines.data.gather import NativeGather, OpenWindow, Segment, StockGather
+from torchrec_models.pipelines.data.gather import BatchGather, NativeGather, OpenWindow, Segment, StockGather
 from torchrec_models.pipelines.data.loader import Loader
 from torchrec_models.pipelines.data.order import Run
 from torchrec_models.pipelines.data.rows import Rows
@@ -25,7 +25,7 @@ ID_DTYPES = pytest.mark.parametrize("id_dtype", [torch.int32, torch.int64])
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> native.Gather:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> native.Native:
     return native.load(tmp_path_factory.mktemp("native"))
 
 
@@ -44,10 +44,10 @@ def assert_same_bits(left: Batch, right: Batch) -> None:
         assert tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]), name
 
 
-def window(schema: Schema, num_rows: int, *, seed: int) -> OpenWindow:
+def window(gather: BatchGather, schema: Schema, num_rows: int, *, seed: int) -> OpenWindow:
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(0, num_rows, (2 * num_rows,), generator=generator)  # repeats are allowed
-    return OpenWindow(random_rows(schema, num_rows, seed=seed), torch.arange(100, 100 + num_rows), index)
+    return OpenWindow(gather.of_rows(random_rows(schema, num_rows, seed=seed), torch.arange(100, 100 + num_rows)), index)
 
 
 def only(*features: Feature) -> Schema:
@@ -65,18 +65,24 @@ SCHEMAS = {
 
 @ID_DTYPES
 @pytest.mark.parametrize("kind", SCHEMAS)
-def test_native_and_stock_give_the_same_bits(compiled: native.Gather, schema: Schema, kind: str, id_dtype: torch.dtype) -> None:
+def test_native_and_stock_give_the_same_bits(compiled: native.Native, schema: Schema, kind: str, id_dtype: torch.dtype) -> None:
     which = SCHEMAS[kind] or schema
-    first, second = window(which, 50, seed=1), window(which, 7, seed=2)
-    ours = NativeGather(which, Join(which, ()), compiled, id_dtype=id_dtype, pin_memory=False)
-    stock = StockGather(which, Join(which, ()), id_dtype=id_dtype, pin_memory=False)
-    for segments in (
-        [Segment(first, 0, 100)],
-        [Segment(first, 13, 14)],
-        [Segment(first, 90, 100), Segment(second, 0, 14), Segment(first, 3, 9)],
-        [Segment(first, 0, 5), Segment(second.last_again(3, 4), 0, 4)],
+    gathers: list[BatchGather] = [
+        NativeGather(which, Join(which, ()), compiled, id_dtype=id_dtype, pin_memory=False),
+        StockGather(which, Join(which, ()), id_dtype=id_dtype, pin_memory=False),
+    ]
+    windows = [(window(gather, which, 50, seed=1), window(gather, which, 7, seed=2)) for gather in gathers]
+    for parts in (
+        [(0, 0, 100)],
+        [(0, 13, 14)],
+        [(0, 90, 100), (1, 0, 14), (0, 3, 9)],
+        [(0, 0, 5), (None, 0, 4)],
     ):
-        assert_same_bits(ours(segments), stock(segments))
+        ours, stock = (
+            gather([Segment(of[1].last_again(3, 4) if at is None else of[at], start, stop) for at, start, stop in parts])
+            for gather, of in zip(gathers, windows)
+        )
+        assert_same_bits(ours, stock)
 
 
 def test_the_copy_that_few_rows_of_many_take_is_the_other_ones_copy(schema: Schema) -> None:
@@ -152,7 +158,7 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_what_was_compiled_for_all_needs_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As in the serve image: the libraries lie beside their sources."""
-    for source in (*native._FOLDER.glob("*.c"), *(native._FOLDER.parent / "serving").glob("*.[ch]")):
+    for source in (*native._FOLDER.glob("*.[ch]"), *(native._FOLDER.parent / "serving").glob("*.[ch]")):
         shutil.copy(source, tmp_path)
     native.compile_for_all(tmp_path)
     monkeypatch.setenv("PATH", "")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from torchrec_models.batch import Batch
 from torchrec_models.pipelines.data import order
@@ -95,13 +96,13 @@ def streamed_epoch(cache: Cache, batch_size: int, *, rank: int, world_size: int)
 def test_ranks_read_their_own_lanes_only(cache: Cache, world_size: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """4 lanes: W ranks read W / gcd(W, 4) times what they use, and a few rows that are left over."""
     read: list[int] = []
-    original = WindowReader.read
+    original = WindowReader.fixed
 
-    def counting(self: WindowReader, runs: Sequence[Run]) -> Rows:
+    def counting(self: WindowReader, runs: Sequence[Run]) -> tuple[Tensor, ...]:
         read.append(sum(run.num_rows for run in runs))
         return original(self, runs)
 
-    monkeypatch.setattr(WindowReader, "read", counting)
+    monkeypatch.setattr(WindowReader, "fixed", counting)
     for rank in range(world_size):
         read.clear()
         list(streamed_epoch(cache, 48, rank=rank, world_size=world_size).epoch(0))
