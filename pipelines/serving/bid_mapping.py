@@ -207,7 +207,7 @@ class Source(NamedTuple):
     is_of_imp: bool
 
 
-class OfferRow(NamedTuple):
+class OfferRow(Struct, gc=False):
     """What a row is about: an impression's place among the request's, and the values of the columns that say who bids on it."""
 
     imp: int
@@ -307,7 +307,7 @@ class RowMapping:
             for column, key in self.of_time.items():
                 shared[column] = time[key]
         found = []
-        for imp, values in offered:
-            row = shared | {column: get(request.imp[imp]) for column, get in self._of_imp}
-            found.append(row | dict(zip(self.of_offer, values)))
+        for offer in offered:
+            row = shared | {column: get(request.imp[offer.imp]) for column, get in self._of_imp}
+            found.append(row | dict(zip(self.of_offer, offer.values)))
         return found

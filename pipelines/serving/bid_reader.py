@@ -62,6 +62,7 @@ class BidReader:
 
     def __init__(self, library: ctypes.PyDLL, reader: RowReader, mapping: RowMapping) -> None:
         self._library, self._reader = library, reader
+        self._read_bid, self._encode_bid = library.read_bid, library.encode_bid
         self._time = mapping.time if mapping.of_time else None
         self._time_columns = [(reader.columns[column], key) for column, key in mapping.of_time.items()]
         self._minute = -1
@@ -75,7 +76,8 @@ class BidReader:
         for number, column_number in enumerate(tree.list_columns):
             self._fixed[column_number].integer = number * tree.most_items
         self._own_columns = (_COUNT * len(mapping.of_offer))(*(reader.columns[c] for c in mapping.of_offer))
-        self._own: dict[tuple[Any, ...], ctypes.Array[_Value] | None] = {}
+        self._own: dict[tuple[Any, ...], int | None] = {}  # addresses of offers' values
+        self._kept: list[ctypes.Array[_Value]] = []
         self._plan = _BidPlan(
             rows=reader.plan,
             nodes=ctypes.addressof(tree.nodes),
@@ -108,12 +110,12 @@ class BidReader:
         """Whether a request was decided: it is a `BidRequest` of one impression."""
         time = self._time
         if time is None or time.path is not None:
-            decided = self._library.read_bid(self._address, body, len(body))
+            decided = self._read_bid(self._address, body, len(body))
             return bool(decided) and (time is None or self._take_time(time))
         if int(now // _SECONDS_PER_MINUTE) != self._minute:
             self._minute = int(now // _SECONDS_PER_MINUTE)
             self._put_time(time.of(now), self._fixed)
-        return bool(self._library.read_bid(self._address, body, len(body)))
+        return bool(self._read_bid(self._address, body, len(body)))
 
     def encode(self, values: tuple[Any, ...], ids: int, dense: int) -> bool:
         """Whether the row of one offer on the request was decided, and written to `ids` (the address of S int64) and `dense` (of D
@@ -123,14 +125,15 @@ class BidReader:
             values: `RowMapping.offer_values`.
         """
         own = self._own[values] if values in self._own else self._own_of(values)
-        return own is not None and self._library.encode_bid(self._address, own, ids, dense) and self._reader.take_steps(dense)
+        return own is not None and self._encode_bid(self._address, own, ids, dense) and self._reader.take_steps(dense)
 
-    def _own_of(self, values: tuple[Any, ...]) -> "ctypes.Array[_Value] | None":
+    def _own_of(self, values: tuple[Any, ...]) -> int | None:
         own = (_Value * len(values))()
         try:
             for place, value in zip(own, values):
                 self._put(place, value, "an offer's value")
-            self._own[values] = own
+            self._own[values] = ctypes.addressof(own)
+            self._kept.append(own)
         except NotForC:
             self._own[values] = None
         return self._own[values]

@@ -9,8 +9,9 @@ import secrets
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ..config.errors import ConfigError, nearest
@@ -42,7 +43,7 @@ def bid_price(value: float, *, floor: float, first_price: bool, shading: float =
     return price if price > 0 else None
 
 
-class Offer(NamedTuple):
+class Offer(Struct, gc=False):
     """A creative that fits an impression. `row` is its row among those to be scored."""
 
     campaign: int
@@ -50,7 +51,7 @@ class Offer(NamedTuple):
     row: int
 
 
-class Chance(NamedTuple):
+class Chance(Struct, gc=False):
     """An impression with a floor (CPM in the plan's currency) and all that could be offered for it."""
 
     imp: Impression
@@ -58,7 +59,7 @@ class Chance(NamedTuple):
     offers: list[Offer]
 
 
-class Plan(NamedTuple):
+class Plan(Struct, gc=False):
     """What is left to do for a request once its rows are scored. `currency` and `rate` are those of the bids."""
 
     request: Auction
@@ -143,10 +144,10 @@ class _Campaign:
             found: Sequence[CreativeConfig] = [c for size in sizes for c in self.creatives.get(size, ())]
         else:
             found = self.creatives.get((banner.w, banner.h), ())
-        if found and imp.secure:
+        if imp.secure:
             found = [c for c in found if c.secure]
-        if found and banner.battr:
-            found = [c for c in found if not any(a in banner.battr for a in c.attr)]
+        if banner.battr:
+            found = [c for c in found if not c.attr or not any(a in banner.battr for a in c.attr)]
         return found
 
 
@@ -180,6 +181,7 @@ class Bidder:
                 problems.append(str(error))
         if problems:
             raise ConfigError("bid config", problems)
+        self._numbered = list(enumerate(self.campaigns))
         self.pacers: list[Pacer] = [DailyBudget(c.budget) if c.budget else Unlimited() for c in config.campaigns]
         journal = Path(config.spend_file) if config.spend_file else None
         ids = [c.id for c in config.campaigns]
@@ -201,21 +203,21 @@ class Bidder:
         if not self._may_sit(request):
             return NoBid.BLOCKED
         rate = self.rates[currency]
-        allowed = [i for i, c in enumerate(self.campaigns) if not c.is_blocked(request)]
+        allowed = [numbered for numbered in self._numbered if not numbered[1].is_blocked(request)]
         if not allowed:
             return NoBid.BLOCKED
         reason = NoBid.NO_BANNER_THAT_FITS
         rows: list[OfferRow] = []
         chances: list[Chance] = []
         for number, imp in enumerate(request.imp):
-            fitting = [(i, creatives) for i in allowed if (creatives := self.campaigns[i].fitting(imp))]
+            fitting = [(i, creatives) for i, campaign in allowed if (creatives := campaign.fitting(imp))]
             if not fitting:
                 continue
             floor = self._floor(imp, currency, rate)
             if floor is None:
                 reason = NoBid.CURRENCY
                 continue
-            joined = [(i, creatives) for i, creatives in fitting if self.pacers[i].joins(now)]
+            joined = [pair for pair in fitting if self.pacers[pair[0]].joins(now)]
             if not joined:
                 reason = NoBid.BUDGET
                 continue
