@@ -11,6 +11,7 @@ pace). docs/serving.md says what each mode asks.
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -161,20 +162,29 @@ def _floor(bench: Bench, kind: str) -> Server:
 
 
 def overload(bench: Bench) -> None:
-    """Twice as many requests as the server can answer, over more connections than it takes at once."""
+    """Twice as many requests as the server can answer, beside the most that it answers over as many connections.
+
+    Turn and turn about, as the processor's pace changes: each round of overload is compared with the mean of the two beside it. The
+    larger number of connections is more than the server takes at once.
+    """
     with bench.serve("deepfm") as server:
-        bench.closed(server, "/predict", 64, min(bench.seconds, 2))
-        most, overloaded = [], []
-        for _ in range(bench.rounds):  # turn and turn about, as the processor's pace changes
-            most.append(bench.once(server, lambda: bench.closed(server, "/predict", 64, bench.seconds)))
-            rate = 2 * max(most[-1]["requests_per_second"], 1)
-            overloaded.append(bench.once(server, partial(_open, bench, server, "/predict", rate, OVERLOAD_CONNECTIONS)))
-        bench.report("deepfm /predict, most it answers", most, connections=64)
-        row = bench.report("deepfm /predict, overload at 200 %", overloaded, connections=OVERLOAD_CONNECTIONS)
-        shares = [o["requests_per_second"] / m["requests_per_second"] for m, o in zip(most, overloaded)]
-        row["goodput_of_most_of_rounds"] = [round(share, 3) for share in shares]
-        row["goodput_of_most"] = round(median(shares), 3)
-        print(f"  goodput: {row['goodput_of_most']:.1%} of the most it answers, the median of {row['goodput_of_most_of_rounds']}")
+        for connections in (OPEN_CONNECTIONS, OVERLOAD_CONNECTIONS):
+            run = partial(bench.closed, server, "/predict", connections, bench.seconds)
+            run()
+            most, overloaded = [bench.once(server, run)], []
+            for _ in range(bench.rounds):
+                rate = 2 * max(row["requests_per_second"] for row in most)
+                overloaded.append(bench.once(server, partial(_open, bench, server, "/predict", rate, connections)))
+                most.append(bench.once(server, run))
+            bench.report(f"deepfm /predict, most it answers, {connections} connections", most, connections=connections)
+            row = bench.report(
+                f"deepfm /predict, overload at 200 %, {connections} connections", overloaded, connections=connections
+            )
+            rates = [m["requests_per_second"] for m in most]
+            shares = [2 * o["requests_per_second"] / (a + b) for a, b, o in zip(rates, rates[1:], overloaded)]
+            row["goodput_of_most_of_rounds"] = [round(share, 3) for share in shares]
+            row["goodput_of_most"] = round(median(shares), 3)
+            print(f"  goodput: {row['goodput_of_most']:.1%} of the most, the median of {row['goodput_of_most_of_rounds']}")
 
 
 def soak(bench: Bench) -> None:
@@ -226,26 +236,34 @@ def _point(link: Path, target: Path) -> None:
 
 
 def beside(bench: Bench, venv: Path | None) -> None:
-    """The same graph and transforms behind other servers, on the same core."""
+    """The same graph and transforms behind other servers, on the same core, turn and turn about; who is not asked is stopped."""
     bundle = make(bench.folder, "deepfm")
-    for name in ("trm serve", *PEERS):
-        bench.port += 1
-        try:
-            server = (
-                bench.serve("deepfm") if name == "trm serve" else peer(name, venv, bundle, core=bench.server_core, port=bench.port)
-            )
-        except FileNotFoundError as error:
-            print(f"{name}: not run: {error}")
-            continue
-        with server:
-            bench.closed(server, "/predict", 16, min(bench.seconds, 2))
-            for connections in (1, 16, 64):
-                bench.measure(
-                    f"{name}, deepfm /predict, {connections} connections",
-                    server,
-                    partial(bench.closed, server, "/predict", connections, bench.seconds),
-                    connections=connections,
+    servers: dict[str, Server] = {}
+    with ExitStack() as stack:
+        for name in ("trm serve", *PEERS):
+            bench.port += 1
+            try:
+                server = (
+                    bench.serve("deepfm")
+                    if name == "trm serve"
+                    else peer(name, venv, bundle, core=bench.server_core, port=bench.port)
                 )
+            except FileNotFoundError as error:
+                print(f"{name}: not run: {error}")
+                continue
+            servers[name] = stack.enter_context(server)
+            bench.closed(server, "/predict", 16, min(bench.seconds, 2))
+            server.signal(signal.SIGSTOP)
+            stack.callback(server.signal, signal.SIGCONT)
+        for connections in (1, 16, 64):
+            found: dict[str, list[Row]] = {name: [] for name in servers}
+            for _ in range(bench.rounds):
+                for name, server in servers.items():
+                    server.signal(signal.SIGCONT)
+                    found[name].append(bench.once(server, partial(bench.closed, server, "/predict", connections, bench.seconds)))
+                    server.signal(signal.SIGSTOP)
+            for name, rounds in found.items():
+                bench.report(f"{name}, deepfm /predict, {connections} connections", rounds, connections=connections)
 
 
 def _print(row: Row) -> None:

@@ -96,6 +96,12 @@ class Server:
         """Resident memory of all its processes; pages that they share count in each."""
         return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.processes()) * os.sysconf("SC_PAGE_SIZE")
 
+    def signal(self, number: signal.Signals) -> None:
+        """To all its processes: SIGSTOP, and SIGCONT to let it go on."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def stop(self) -> None:
         """Ends it, and its children where it leaves them behind: they would take the next server's core."""
         children = self.processes()[1:]
