@@ -25,7 +25,7 @@ from torchrec_models.pipelines.data.prepare import open_prepared
 from .record import merge_rows
 
 CONFIGS = Path("configs/ml1m")
-NAMES = ("mean", "din", "sim", "sdim", "dare", "dare_qnn", "bst", "feseq", "hstu", "gru")
+NAMES = ("mean", "din", "sim", "sdim", "dare", "dare_qnn", "bst", "feseq", "hstu", "hstu_production", "gru")
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy", "pyarrow")
 METRICS = ("auc", "gauc", "log_loss")
 SHARED = ("labels", "train")
