@@ -10,6 +10,9 @@ import xxhash
 
 _READ_BYTES = 1 << 20  # stays in the processor's cache
 _XXH3 = "xxh3:"
+HEADER_BYTES = 128
+HEADER_LAST = "xxh3-header-last:"
+"""For arrays that grow: their first `HEADER_BYTES`, which are written last, are hashed last."""
 
 
 def checksum_of_file(path: Path, *, like: str = _XXH3) -> str:
@@ -18,12 +21,15 @@ def checksum_of_file(path: Path, *, like: str = _XXH3) -> str:
     Args:
         like: a checksum whose kind is wanted; without a prefix it is BLAKE2b-128, as in the caches of earlier releases.
     """
-    digest = xxhash.xxh3_128() if like.startswith(_XXH3) else hashlib.blake2b(digest_size=16)
+    prefix = next((prefix for prefix in (_XXH3, HEADER_LAST) if like.startswith(prefix)), "")
+    digest = xxhash.xxh3_128() if prefix else hashlib.blake2b(digest_size=16)
     block = memoryview(bytearray(_READ_BYTES))
     with path.open("rb", buffering=0) as file:
+        header = file.read(HEADER_BYTES) if prefix == HEADER_LAST else b""
         while size := file.readinto(block):
             digest.update(block[:size])
-    return f"{_XXH3 if like.startswith(_XXH3) else ''}{digest.hexdigest()}"
+    digest.update(header)
+    return f"{prefix}{digest.hexdigest()}"
 
 
 def checksum_of_json(value: Any) -> str:

@@ -11,33 +11,30 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from .c_arguments import ADDRESS, COUNT, FLAG, MOST_BYTES, TEXTS, Texts, addresses, int32_array, most_pieces, texts, validity
 from .native import native_library
-from .reused_arrays import ArrayPool
 
 _LEAST_BYTES = 1 << 12  # less is not worth a call: a request of a server never waits for a compiler
-_MOST_BYTES = _MOST_VALUES = 2**31 - 1
-_ADDRESS, _COUNT, _FLAG, _ROW = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int32
-_TEXTS = (_ADDRESS, _COUNT, _ADDRESS, _FLAG)  # data, its bytes, offsets, whether these are of 64 bits
-_POOL = ArrayPool(max_kept=8)
-_LEAST_POOLED = 1 << 16  # fewer cost no page faults
+_MOST_VALUES = 2**31 - 1
+_ROW = ctypes.c_int32
 _FUNCTIONS: dict[str, tuple[tuple, object]] = {
-    "distinct_new": ((), _ADDRESS),
-    "distinct_free": ((_ADDRESS,), None),
-    "distinct_count": ((_ADDRESS,), _COUNT),
-    "distinct_text_bytes": ((_ADDRESS,), _COUNT),
-    "distinct_texts": ((_ADDRESS, _ADDRESS, _ADDRESS), None),
-    "distinct_integers": ((_ADDRESS, _ADDRESS), None),
+    "distinct_new": ((), ADDRESS),
+    "distinct_free": ((ADDRESS,), None),
+    "distinct_count": ((ADDRESS,), COUNT),
+    "distinct_text_bytes": ((ADDRESS,), COUNT),
+    "distinct_texts": ((ADDRESS, ADDRESS, ADDRESS), None),
+    "distinct_integers": ((ADDRESS, ADDRESS), None),
     "distinct_split": (
-        (_ADDRESS, *_TEXTS, _ADDRESS, _COUNT, _COUNT, ctypes.c_char, _COUNT, _FLAG, _ADDRESS, _ADDRESS),
-        _COUNT,
+        (ADDRESS, *TEXTS, ADDRESS, COUNT, COUNT, ctypes.c_char, COUNT, FLAG, ADDRESS, ADDRESS),
+        COUNT,
     ),
-    "distinct_of_texts": ((_ADDRESS, *_TEXTS, _ADDRESS, _COUNT, _COUNT, _ADDRESS), _COUNT),
-    "distinct_of_integers": ((_ADDRESS, _ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS), _COUNT),
-    "find_texts": ((_ADDRESS, *_TEXTS, _COUNT, _ROW, _ADDRESS), None),
-    "find_integers": ((_ADDRESS, _ADDRESS, _COUNT, _ROW, _ADDRESS), None),
-    "count_numbers": ((_ADDRESS, _COUNT, _ADDRESS), None),
-    "add_counts": ((_ADDRESS, _COUNT, _ADDRESS, _ADDRESS), None),
-    "look_up": ((_ADDRESS, _COUNT, _ADDRESS, _ROW, _ADDRESS), None),
+    "distinct_of_texts": ((ADDRESS, *TEXTS, ADDRESS, COUNT, COUNT, ADDRESS), COUNT),
+    "distinct_of_integers": ((ADDRESS, ADDRESS, ADDRESS, COUNT, COUNT, ADDRESS), COUNT),
+    "find_texts": ((ADDRESS, *TEXTS, COUNT, _ROW, ADDRESS), None),
+    "find_integers": ((ADDRESS, ADDRESS, COUNT, _ROW, ADDRESS), None),
+    "count_numbers": ((ADDRESS, COUNT, ADDRESS), None),
+    "add_counts": ((ADDRESS, COUNT, ADDRESS, ADDRESS), None),
+    "look_up": ((ADDRESS, COUNT, ADDRESS, _ROW, ADDRESS), None),
 }
 
 
@@ -68,12 +65,12 @@ class _Table:
 
     def numbers_of(self, values: pa.Array) -> np.ndarray:
         """[n] int32 numbers of text or int64 values, -1 for null; new values get the next ones."""
-        out, place = np.empty(len(values), np.int32), (*_validity(values), len(values))
+        out, place = np.empty(len(values), np.int32), (*validity(values), len(values))
         if pa.types.is_int64(values.type):
             address = values.buffers()[1].address + 8 * values.offset if len(values) else None
             _checked(self._library.distinct_of_integers(self.handle, address, *place, out.ctypes.data))
         else:
-            _checked(self._library.distinct_of_texts(self.handle, *_addresses(values), *place, out.ctypes.data))
+            _checked(self._library.distinct_of_texts(self.handle, *addresses(values), *place, out.ctypes.data))
         return out
 
     def values(self, kind: pa.DataType) -> pa.Array:
@@ -83,7 +80,7 @@ class _Table:
     def texts(self) -> pa.Array:
         offsets = np.empty(len(self) + 1, np.int64)
         text = np.empty(self._library.distinct_text_bytes(self.handle), np.uint8)
-        if len(text) > _MOST_BYTES:
+        if len(text) > MOST_BYTES:
             size = f"{len(self):,} different texts take {len(text):,} bytes, more than 2 GiB"
             raise ValueError(f"{size}; give the column ids: {{by: hash}}")
         self._library.distinct_texts(self.handle, offsets.ctypes.data, text.ctypes.data)
@@ -102,26 +99,8 @@ def _checked(result: int) -> int:
     return result
 
 
-def _texts(column: pa.Array, *, least_bytes: int | None = None) -> tuple[int | None, int, int | None, int] | None:
-    """The arguments `_TEXTS` of a text column; None for other types, and for too few and too many bytes."""
-    least_bytes = _LEAST_BYTES if least_bytes is None else least_bytes
-    wide = pa.types.is_large_string(column.type)
-    if not (wide or pa.types.is_string(column.type)):
-        return None
-    data = column.buffers()[2]
-    return _addresses(column) if data is not None and least_bytes <= data.size <= _MOST_BYTES else None
-
-
-def _addresses(column: pa.Array) -> tuple[int | None, int, int | None, int]:
-    _, offsets, data = column.buffers()
-    wide = pa.types.is_large_string(column.type)
-    start = None if offsets is None else offsets.address + column.offset * (8 if wide else 4)
-    return (None if data is None else data.address), (0 if data is None else data.size), start, int(wide)
-
-
-def _validity(column: pa.Array) -> tuple[int | None, int]:
-    validity = column.buffers()[0] if column.null_count else None
-    return (validity.address if validity else None), column.offset
+def _texts(column: pa.Array) -> Texts | None:
+    return texts(column, least_bytes=_LEAST_BYTES)
 
 
 def split(
@@ -135,21 +114,13 @@ def split(
     texts = _texts(column)
     if texts is None or len(separator) != 1 or not separator.isascii() or (library := _library()) is None:
         return None
-    table, num_bytes = _Table(library), _num_bytes(column)
-    numbers, offsets = _int32(num_bytes // 2 + len(column) + 1), np.empty(len(column) + 1, np.int64)
+    table = _Table(library)
+    numbers, offsets = int32_array(most_pieces(column)), np.empty(len(column) + 1, np.int64)
     options = (separator.encode(), min(max_len, _MOST_VALUES), int(keep == "last"))
     total = library.distinct_split(
-        table.handle, *texts, *_validity(column), len(column), *options, numbers.ctypes.data, offsets.ctypes.data
+        table.handle, *texts, *validity(column), len(column), *options, numbers.ctypes.data, offsets.ctypes.data
     )
     return pa.DictionaryArray.from_arrays(pa.array(numbers[: _checked(total)]), table.texts(), safe=False), offsets
-
-
-def _num_bytes(column: pa.Array) -> int:
-    if not len(column):
-        return 0
-    kind = np.int64 if pa.types.is_large_string(column.type) else np.int32
-    offsets = np.frombuffer(column.buffers()[1], kind)[column.offset : column.offset + len(column) + 1]
-    return int(offsets[-1]) - int(offsets[0])
 
 
 def encoded(values: pa.Array) -> pa.Array:
@@ -166,9 +137,13 @@ def encoded(values: pa.Array) -> pa.Array:
 
 def counts(values: pa.DictionaryArray) -> np.ndarray:
     """[D] int64: how often each value of the dictionary stands in the array."""
-    numbers, library = _numbers(values), _library()
-    out = np.zeros(len(values.dictionary), np.int64)
-    if library is None:
+    return count_numbers(_numbers(values), len(values.dictionary))
+
+
+def count_numbers(numbers: np.ndarray, num_values: int) -> np.ndarray:
+    """[num_values] int64: how often each number from 0 on stands in `numbers` [N] int32."""
+    out = np.zeros(num_values, np.int64)
+    if (library := _library()) is None:
         np.add.at(out, numbers[numbers >= 0], 1)
     else:
         library.count_numbers(numbers.ctypes.data, len(numbers), out.ctypes.data)
@@ -177,16 +152,16 @@ def counts(values: pa.DictionaryArray) -> np.ndarray:
 
 def look_up(values: pa.DictionaryArray, of_value: np.ndarray, *, of_null: int) -> np.ndarray:
     """[N] int32: `of_value` [D] int32 of each value, `of_null` of nulls."""
-    numbers, library = _numbers(values), _library()
-    if library is None:
+    return look_up_numbers(_numbers(values), of_value, of_null=of_null)
+
+
+def look_up_numbers(numbers: np.ndarray, of_value: np.ndarray, *, of_null: int) -> np.ndarray:
+    """[N] int32: `of_value` [D] int32 of each of `numbers` [N] int32, `of_null` of -1."""
+    if (library := _library()) is None:
         return np.append(of_value, np.int32(of_null))[numbers]
-    out, of_value = _int32(len(numbers)), np.ascontiguousarray(of_value, np.int32)
+    out, of_value = int32_array(len(numbers)), np.ascontiguousarray(of_value, np.int32)
     library.look_up(numbers.ctypes.data, len(numbers), of_value.ctypes.data, of_null, out.ctypes.data)
     return out
-
-
-def _int32(count: int) -> np.ndarray:
-    return _POOL.take(4 * count).view(np.int32) if count >= _LEAST_POOLED else np.empty(count, np.int32)
 
 
 def _numbers(values: pa.DictionaryArray) -> np.ndarray:
@@ -216,10 +191,10 @@ class Finder:
 
     def rows_of_texts(self, values: pa.Array) -> np.ndarray | None:
         """[n] int32, 0 where not found and anything for null; None where pyarrow is to be used."""
-        if (texts := _texts(values, least_bytes=0)) is None:
+        if (found := texts(values, least_bytes=0)) is None:
             return None
         out = np.empty(len(values), np.int32)
-        self._library.find_texts(self._table.handle, *texts, len(values), 1, out.ctypes.data)
+        self._library.find_texts(self._table.handle, *found, len(values), 1, out.ctypes.data)
         return out if self._rows is None else self._rows[out]
 
     def row_of(self, value: str | float) -> int:
@@ -231,7 +206,7 @@ class Finder:
             texts = (text, len(text), ctypes.addressof(ends), 0)
             self._library.find_texts(self._table.handle, *texts, 1, 1, ctypes.addressof(out))
         elif -(2**63) <= value < 2**63 and value == int(value):
-            number = _COUNT(int(value))
+            number = COUNT(int(value))
             self._library.find_integers(self._table.handle, ctypes.addressof(number), 1, 1, ctypes.addressof(out))
         return out.value if self._rows is None else int(self._rows[out.value])
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..config.data import VocabularyIds
-from . import distinct
+from . import decimals, distinct
 from .ids import Vocabulary
 from .statistics import ValueCounts
 from .values import Kind, Place, numbers, one_array, plain, strings, whole
@@ -125,6 +125,8 @@ class VocabularyFit:
 
 def _counted(values: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Distinct values, a null among them where there are nulls, and how often each stands there."""
+    if of_small := decimals.counted(values):
+        return of_small
     values = distinct.encoded(values)
     if not pa.types.is_dictionary(values.type) or values.null_count:
         pair = pc.value_counts(values)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import distinct
+from . import decimals, distinct
 from .plain_values import RowsByValue, Undecided, check_text, plain_number, plain_text
 from .values import Kind, Place, numbers, plain, shown, strings, whole
 
@@ -25,6 +25,7 @@ _FRACTION_SALT = np.uint64(0xD6E8FEB86659FD93)
 _MOST_64 = 2**64 - 1
 _REMEMBERED_HASHES = 1 << 16  # per table; of texts no longer than this, so that callers cannot fill the memory
 _REMEMBERED_CHARACTERS = 64
+_MOST_PER_VALUE = 4  # a table of all numbers up to the largest is made for this many numbers per value looked up, at most
 
 
 def hash_integers(values: np.ndarray, seed: int) -> np.ndarray:
@@ -141,6 +142,8 @@ class IdTransform:
         Raises:
             ValueError: for values that the transform cannot take, with file, column and row.
         """
+        if (of_small := decimals.small(values)) and (found := self._rows_of_small(*of_small, place)) is not None:
+            return found
         if self.reads_text and not pa.types.is_dictionary(values.type):
             values = distinct.encoded(values)
         if not pa.types.is_dictionary(values.type) or len(values.dictionary) > len(values):
@@ -152,6 +155,20 @@ class IdTransform:
         if self.null == "error" and (missing.any() or values.indices.null_count):
             return self._encode_each(values, place)
         return distinct.look_up(values, np.where(missing, np.int32(self.null_id), ids), of_null=self.null_id)
+
+    def _rows_of_small(self, values: np.ndarray, num_small: int, place: Place) -> np.ndarray | None:
+        """Rows [N] int32 of whole numbers below `num_small` [N] int32; None where that is not the way to find them."""
+        if num_small > len(self._by_number[0]):
+            if num_small > _MOST_PER_VALUE * len(values):
+                return None
+            numbers = pa.array(np.arange(1 << num_small.bit_length(), dtype=np.int32))
+            self._by_number[0] = self._lookup(numbers, place)[0]  # threads that do this at once find the same
+        return distinct.look_up_numbers(values, self._by_number[0], of_null=0)
+
+    @cached_property
+    def _by_number(self) -> list[np.ndarray]:
+        """One array: rows of the whole numbers from 0 on, as far as they were asked for."""
+        return [np.empty(0, np.int32)]
 
     def _encode_each(self, values: pa.Array, place: Place) -> np.ndarray:
         return self._with_null(*self._lookup(plain(values), place), place)
@@ -347,6 +364,11 @@ class Identity(IdTransform):
     @property
     def num_rows(self) -> int:
         return self.size
+
+    def _rows_of_small(self, values: np.ndarray, num_small: int, place: Place) -> np.ndarray | None:
+        if num_small > self.size:
+            return None
+        return values if values.flags.writeable else values.copy()  # torch wants to be able to write
 
     def _find(self, value: Any) -> int | None:
         number = plain_number(value)

@@ -15,7 +15,8 @@ _PROBE_ROWS = 1024
 _MOST_ROWS = 1 << 18
 _LEAST_PART_ROWS = 1 << 18
 _LEAST_ROWS = 256
-_SHARE_OF_BUDGET = 16
+_SHARE_OF_BUDGET = 32
+_LEAST_BUFFER_BYTES, _MOST_BUFFER_BYTES = 1 << 14, 1 << 16  # of a column; long pages are read without
 _LONG_TEXT_BYTES = 64  # to make a dictionary of such texts costs as much again as to read them
 _DAMAGED = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError)
 
@@ -115,7 +116,8 @@ class ParquetFiles:
         self, path: str, metadata: pq.FileMetaData, groups: list[int], first_row: int, num_rows: int, batch_rows: int
     ) -> Generator[pa.RecordBatch, None, None]:
         columns = self.schema.names
-        buffer_bytes = min(max(self._memory_budget_bytes // (8 * max(len(columns), 1)), 1 << 14), 1 << 20)
+        share = self._memory_budget_bytes // (_SHARE_OF_BUDGET * max(len(columns), 1))
+        buffer_bytes = min(max(share, _LEAST_BUFFER_BYTES), _MOST_BUFFER_BYTES)
         row = first_row
         try:
             file = _open(path, dictionary_columns=self._dictionary_columns, buffer_bytes=buffer_bytes, metadata=metadata)

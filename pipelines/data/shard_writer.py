@@ -3,8 +3,8 @@
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from mmap import mmap
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -13,55 +13,29 @@ from torchrec_models.schema import Schema
 
 from .checksums import FileEntry
 from .durable import fsync, naming
+from .growing_arrays import GrowingArray, buffers_for
 from .rows import Rows, list_valued
-from .shards import NPY_HEADER_BYTES, SIDECARS, Shard, array_files
+from .shards import SIDECARS, Shard, array_files
 
 EVERY_SHARD = range(2**31)
 _MOST_INCOMPLETE = 2  # shards of a split that wait for the disk
 _SIDECAR_CHUNK_ROWS = 1 << 16  # side columns are cut here, whatever batches they came in, so that equal rows give equal files
 
 
-class _GrowingArray:
-    """An .npy file whose first axis grows."""
-
-    def __init__(self, path: Path, dtype: np.dtype, columns: int | None) -> None:
-        self.path = path
-        self.dtype = dtype
-        self.tail = () if columns is None else (columns,)
-        self.length = 0
-        self.file: BinaryIO = path.open("wb")
-        self._write_header()
-
-    def _write_header(self) -> None:
-        # numpy pads the header so that the first axis can grow in place
-        shape = (self.length, *self.tail)
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
-        with naming(self.path):
-            np.lib.format.write_array_header_1_0(self.file, header)
-        assert self.file.tell() == NPY_HEADER_BYTES, self.file.tell()
-
-    def append(self, values: np.ndarray) -> None:
-        assert values.shape[1:] == self.tail and values.dtype == self.dtype, (self.path, values.shape, values.dtype)
-        self.length += len(values)
-        with naming(self.path):
-            self.file.write(np.ascontiguousarray(values).data)
-
-    def close(self) -> None:
-        with naming(self.path):
-            self.file.seek(0)
-            self._write_header()
-            self.file.close()
-
-
 class _OpenShard:
     """A shard under way, in a folder whose name says so."""
 
-    def __init__(self, folder: Path, schema: Schema, sidecar_schema: pa.Schema) -> None:
+    def __init__(self, folder: Path, schema: Schema, sidecar_schema: pa.Schema, buffers: list[mmap]) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
         self.schema = schema
         self.num_rows = 0
-        self.arrays = {name: _GrowingArray(folder / name, *kind) for name, kind in array_files(schema).items()}
+        self.files: dict[str, FileEntry] = {}
+        """The arrays, when they are closed."""
+        self.arrays = {
+            name: GrowingArray(folder / name, *kind, buffer=buffer)
+            for (name, kind), buffer in zip(array_files(schema).items(), buffers, strict=True)
+        }
         self.ends = [0] * len(list_valued(schema))
         for i in range(len(self.ends)):
             self.arrays[f"list_{i:03d}.offsets.npy"].append(np.zeros(1, np.int64))
@@ -94,8 +68,7 @@ class _OpenShard:
         self._write_sidecars(all_of_them=True)
         with naming(self.folder / SIDECARS):
             self.sidecars.close()
-        for array in self.arrays.values():
-            array.close()
+        self.files = {name: array.close() for name, array in self.arrays.items()}
 
 
 class ShardWriter:
@@ -109,7 +82,7 @@ class ShardWriter:
         numbers: of the shards that this writer writes, from the first on; the others are left alone.
         finished: those of them that an earlier writer finished; this one goes on behind them.
         on_finished: called with each shard that is complete on disk; with a pool, by one of its threads.
-        pool: forces shards to the disk and computes checksums while the next shards grow; None: it is done before going on.
+        pool: forces shards to the disk while the next shards grow; None: it is done before going on.
     """
 
     def __init__(
@@ -135,6 +108,7 @@ class ShardWriter:
         self._on_finished = on_finished
         self._pool = pool
         self._open: _OpenShard | None = None
+        self._buffers = buffers_for(len(array_files(schema)))
         keep = {shard.folder.name for shard in finished}
         for left_over in folder.iterdir() if folder.exists() else ():
             if left_over.name not in keep and int(left_over.stem) in numbers:
@@ -161,7 +135,7 @@ class ShardWriter:
         while start < rows.num_rows:
             if self._open is None:
                 number = self._numbers[len(self._finished)]
-                self._open = _OpenShard(self.folder / f"{number:05d}.tmp", self.schema, self.sidecar_schema)
+                self._open = _OpenShard(self.folder / f"{number:05d}.tmp", self.schema, self.sidecar_schema, self._buffers)
             stop = min(rows.num_rows, start + self.rows_per_shard - self._open.num_rows)
             self._open.append(rows.slice(start, stop), sidecars.slice(start, stop - start))
             self.num_rows += stop - start
@@ -191,7 +165,7 @@ class ShardWriter:
         files = {}
         for path in sorted(written.folder.iterdir()):
             fsync(path)
-            files[path.name] = FileEntry.of(path)
+            files[path.name] = written.files.get(path.name) or FileEntry.of(path)
         num_tasks = labels.shape[1]
         shard = Shard(
             folder=self.folder / written.folder.stem,

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import distinct
+from . import decimals, distinct
 
 Kind = Literal["number", "string"]
 _MOST_EXACT = float(2**63)
@@ -55,7 +55,7 @@ def is_list(type: pa.DataType) -> bool:
 
 def is_cut(type: pa.DataType) -> bool:
     """Separated text that was cut up before (see pieces.py): lists as `explode` gives them."""
-    return bool(pa.types.is_large_list(type) and pa.types.is_dictionary(type.value_type))
+    return bool(pa.types.is_large_list(type) and (pa.types.is_dictionary(type.value_type) or pa.types.is_int32(type.value_type)))
 
 
 def _is_list_view(type: pa.DataType) -> bool:
@@ -212,12 +212,13 @@ def explode(column: pa.Array, *, separator: str, max_len: int, keep: Literal["fi
     A null row is an empty row. Empty pieces of separated text are dropped; nulls inside lists stay.
 
     Returns:
-        [n] values, dictionary-encoded where that is fast; [N + 1] int64 offsets.
+        [n] values, dictionary-encoded where that is fast, or int32 for the text of small whole numbers; [N + 1] int64 offsets.
     """
     if separator:
         column = plain(column)
-        if pieces := distinct.split(column, separator=separator, max_len=max_len, keep=keep):
-            return pieces
+        for split in (decimals.split, distinct.split):
+            if pieces := split(column, separator=separator, max_len=max_len, keep=keep):
+                return pieces
     lists = pc.split_pattern(column, separator) if separator else column
     lengths = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     values = pc.list_flatten(lists)

@@ -356,27 +356,22 @@ def test_two_processes_do_not_prepare_one_cache(tmp_path: Path, log: pa.Table) -
 def test_a_full_disk_keeps_finished_shards(tmp_path: Path, log: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full from the 8th shard on; when there is room again, the first seven are kept."""
     whole = files_below(prepare(config_of(tmp_path, cache=str(tmp_path / "whole")), progress=False).folder)
-    real_open, count = Path.open, [0]
+    real_open, real_write, opened = os.open, os.write, []
 
-    class Full:
-        def __init__(self, file: Any) -> None:
-            self.file = file
+    def open_counted(path: Any, *args: Any, **kwargs: Any) -> int:
+        descriptor = real_open(path, *args, **kwargs)
+        if Path(path).name == "dense.npy" and args[0] & os.O_CREAT:
+            opened.append(descriptor)
+        return descriptor
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.file, name)
-
-        def write(self, data: Any) -> int:
+    def write(descriptor: int, data: Any) -> int:
+        if len(opened) == 8 and descriptor == opened[-1]:
             raise OSError(28, "No space left on device")
-
-    def open_counted(self: Path, *args: Any, **kwargs: Any) -> Any:
-        file = real_open(self, *args, **kwargs)
-        if self.name == "dense.npy" and args == ("wb",):
-            count[0] += 1
-            return Full(file) if count[0] == 8 else file
-        return file
+        return real_write(descriptor, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", open_counted)
+        patch.setattr(os, "open", open_counted)
+        patch.setattr(os, "write", write)
         with pytest.raises(OSError, match=r"No space left on device: '.*dense.npy'"):
             prepare(config_of(tmp_path), progress=False)
     inodes = {p: p.stat().st_ino for p in tmp_path.glob("cache.partial-*/cache/*/?????/ids.npy")}

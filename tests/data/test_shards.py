@@ -173,7 +173,7 @@ schema = Schema(features=tuple(Feature(name=f"x{{i}}", kind="numeric") for i in 
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 writer = ShardWriter(Path({str(tmp_path)!r}) / "train", schema, pa.schema([]), rows_per_shard=10_000)
 try:
-    writer.append(random_rows(schema, 1000), pa.table({{}}))
+    writer.append(random_rows(schema, 2000), pa.table({{}}))
 except OSError as error:
     print(error)
 """
