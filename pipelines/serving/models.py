@@ -22,6 +22,7 @@ from .encoder import RowEncoder
 from .messages import HttpError, share_of
 from .metrics import Metrics, ModelMetrics
 
+MANY = "rows"  # the only key of a body that holds several rows
 _PIECE_ROWS = 64  # encoded without a pause
 
 
@@ -43,6 +44,8 @@ class ServedGraph:
     def __init__(self, graph: Graph, *, max_batch_rows: int = 64, on_batch: OnBatch | None = None) -> None:
         self.graph = graph
         self.encoder = RowEncoder(graph.transforms, graph.layout)
+        reader = self.encoder.reader
+        self._reader = None if reader is None or MANY in reader.columns else reader  # C cannot tell that column from many rows
         self.batcher = Batcher(
             graph.run_slots,
             num_slots=self.encoder.num_slots,
@@ -76,8 +79,11 @@ class ServedGraph:
         return checked(await self.batcher.submit(np.concatenate(ids), np.concatenate(dense)))
 
     def submit_json(self, row: bytes) -> Waiting | None:
-        """One raw row, given as a JSON object, to be awaited and `checked`; None where it must be parsed and given to `score`."""
-        reader = self.encoder.reader
+        """One raw row, given as a JSON object, to be awaited and `checked`; None where it must be parsed and given to `score`.
+
+        What is not a row but `{"rows": [row, ...]}` is None.
+        """
+        reader = self._reader
         if reader is None or not reader.read(row, *self.batcher.next_row()):
             return None
         return self.batcher.submit_next_row()

@@ -6,7 +6,7 @@ from typing import Any
 from .batcher import Answers
 from .codec import Row
 from .messages import HttpError, Request, Response, Route, encode_json, parse_json
-from .models import Models, ServedModel, checked
+from .models import MANY, Models, ServedModel, checked
 
 
 def predict_routes(models: Models, *, max_rows: int) -> list[Route]:
@@ -37,7 +37,7 @@ def predict_routes(models: Models, *, max_rows: int) -> list[Route]:
 def _rows(body: Any, max_rows: int) -> tuple[Sequence[Row], bool]:
     if type(body) is not dict:
         raise HttpError(400, 'the body must be a JSON object: one row, or {"rows": [row, ...]}')
-    rows = body.get("rows")
+    rows = body.get(MANY)
     if len(body) != 1 or type(rows) is not list:
         return [body], False
     if len(rows) > max_rows:

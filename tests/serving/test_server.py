@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundle_cases import CLICK_SCHEMA, click_rows, click_transforms, make_model
+from bundle_cases import CLICK_SCHEMA, click_rows, click_transforms, export_model, identity_rows, identity_transforms, make_model
+from fixtures import categorical, make_schema
 from server_process import Answer, Served, serving
 
 from torchrec_models import Bundle
@@ -108,6 +109,17 @@ def test_the_answer_names_model_and_version(server, bundle):
 def test_wrong_requests_are_told_what_is_wrong(server, body, status, said):
     answer = server.ask("POST", "/predict", body)
     assert (answer.status, said in answer.json["error"]) == (status, True), answer.json
+
+
+def test_many_rows_are_told_from_a_column_called_rows(tmp_path):
+    schema = make_schema([categorical("rows", max_len=3), categorical("item")], num_rows=9)
+    export_model(make_model(schema, "deepfm"), identity_transforms(schema), identity_rows(schema, 20), tmp_path / "bundle")
+    with serving(tmp_path, f"m={tmp_path / 'bundle'}") as served:
+        row = {"rows": [1, 2], "item": 3}
+        one, many = served.ask("POST", "/predict", row), served.ask("POST", "/predict", {"rows": [row, {"item": 3}]})
+        assert many.json["predictions"][0] == pytest.approx(one.json["predictions"], rel=1e-6)
+        refused = served.ask("POST", "/predict", {"rows": [1, 2]})
+        assert refused.status == 422 and "a dict is expected" in refused.json["error"]
 
 
 @pytest.mark.parametrize(
