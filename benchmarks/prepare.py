@@ -53,14 +53,14 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def prepare_rows(files: list[Path], cache: Path, ids: str, workers: int) -> dict:
+def prepare_rows(files: list[Path], cache: Path, ids: str, workers: int, max_len: int) -> dict:
     """One `trm prepare`; the packages are imported before the clock starts."""
     from torchrec_models.pipelines.config import parse
     from torchrec_models.pipelines.data.prepare import prepare
 
     raw = ctr.run_config(files[0], cache).model_dump(mode="json", exclude_defaults=True)
     raw["data"]["train"] = [str(path) for path in files]
-    raw["features"][ctr.SEQUENCE]["ids"] = ID_SETTINGS[ids]
+    raw["features"][ctr.SEQUENCE] |= {"ids": ID_SETTINGS[ids], "max_len": max_len, "keep": "last"}
     config = parse(raw)
     before_mib = _peak_mib()
     start, start_cpu = time.perf_counter(), time.process_time()
@@ -76,7 +76,7 @@ def prepare_rows(files: list[Path], cache: Path, ids: str, workers: int) -> dict
     }
 
 
-def decode_rows(files: list[Path], cache: Path, ids: str, workers: int) -> dict:
+def decode_rows(files: list[Path], cache: Path, ids: str, workers: int, max_len: int) -> dict:
     """Decoding the columns that are used, and nothing else."""
     import pyarrow.parquet as pq
 
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[300_000, 1_000_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--ids", nargs="+", choices=ID_SETTINGS, default=list(ID_SETTINGS), help="of the sequence")
+    parser.add_argument("--max-len", type=int, default=ctr.MAX_LEN, help="ids kept of the sequence; all by default")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--linked", action="store_true", help="rows beyond 300,000 are the same ones again; none has to be drawn")
     parser.add_argument("--drop-rows", action="store_true", help="delete the raw files of a size when it has been measured")
@@ -129,7 +130,7 @@ def main() -> None:
         for number in range(args.rounds):
             for what, work, ids, workers in asked:
                 shutil.rmtree(cache, ignore_errors=True)
-                one = in_process(work, files, cache, ids, workers)
+                one = in_process(work, files, cache, ids, workers, args.max_len)
                 found.setdefault((what, ids, workers), []).append(one)
                 print(f"round {number + 1}  {num_rows:>11,} rows  {what} {ids} {workers}  {json.dumps(one)}", file=sys.stderr)
         shutil.rmtree(cache, ignore_errors=True)
@@ -150,7 +151,13 @@ def main() -> None:
         if args.drop_rows:
             shutil.rmtree(files[0].parent)
     loads = [round(busy_before, 2), round(os.getloadavg()[0], 2)]
-    result = {"load_average_before_and_after": loads, "memory_budget_mib": 512, "rows_repeat": args.linked, "results": results}
+    result = {
+        "load_average_before_and_after": loads,
+        "memory_budget_mib": 512,
+        "max_len": args.max_len,
+        "rows_repeat": args.linked,
+        "results": results,
+    }
     print(f"wrote {write_result(args.name, result, packages=('torch', 'pyarrow', 'numpy'))}")
 
 
