@@ -48,8 +48,17 @@ class GrowingArray:
         self._buffer = np.frombuffer(buffer, np.uint8)
         self._filled = self._hashed = NPY_HEADER_BYTES  # the header comes last: numpy pads it, whatever the length
         self._direct = False
+        self._descriptor = -1
         with naming(path):
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+
+    def _let_go(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self._let_go()
 
     def append(self, values: np.ndarray) -> None:
         """Adds [n, ...] values.
@@ -110,7 +119,7 @@ class GrowingArray:
             self._set_direct(False)  # what is left is no whole block
             self._flush()
             os.pwrite(self._descriptor, header.getvalue(), 0)
-            os.close(self._descriptor)
+            self._let_go()
         self._digest.update(header.getvalue())
         num_bytes = NPY_HEADER_BYTES + self.length * math.prod(self.tail) * self.dtype.itemsize
         return FileEntry(num_bytes, HEADER_LAST + self._digest.hexdigest())

@@ -75,7 +75,7 @@ class Source:
             column_names: for text without a header line.
             null_values: text that means missing, in text files.
             columns: the columns to read.
-            memory_budget_bytes: for decoded rows; batches are sized to take about a thirty-second.
+            memory_budget_bytes: for decoded rows; batches of Parquet take about a thirty-second, of text a sixteenth.
             extra_fields: of text files whose lines go on behind the last of `column_names`.
             text_types: types of text columns; others are read as text, which no file can contradict.
             dictionary_columns: text columns of Parquet to hand out dictionary-encoded (faster to map to ids).
