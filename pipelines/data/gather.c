@@ -91,7 +91,7 @@ void ends(const int64_t *offsets, const int64_t *index, int64_t num_rows, int64_
 enum { BYTES = 0, IDS = 2, LISTS = 4, ONES = 6, WIDE = 1, PLACE_FIELDS = 3, MOVE_FIELDS = 5 };
 
 /* Rows are asked for ahead, so that they come while others are copied: records and rows of stores by the chunk, lists by the row. */
-enum { CHUNK = 16, AHEAD = 6, LINES = 8 };
+enum { CHUNK = 32, AHEAD = 6, LINES = 8 };
 
 static inline void fetch(const char *from, int64_t num_bytes) {
   for (int64_t at = 0; at < num_bytes && at < LINES * LINE_BYTES; at += LINE_BYTES)

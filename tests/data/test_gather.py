@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from torchrec_models.batch import Batch
-from torchrec_models.pipelines.data import native, order
+from torchrec_models.pipelines.data import native, order, records
 from torchrec_models.pipelines.data.buffers import BufferPool
 from torchrec_models.pipelines.data.gather import BatchGather, NativeGather, OpenWindow, Segment, StockGather
 from torchrec_models.pipelines.data.loader import Loader
@@ -83,6 +83,17 @@ def test_native_and_stock_give_the_same_bits(compiled: native.Native, schema: Sc
             for gather, of in zip(gathers, windows)
         )
         assert_same_bits(ours, stock)
+
+
+def test_a_split_that_is_packed_in_parts_gives_the_same_bits(
+    tmp_path: Path, schema: Schema, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kept split of many rows is read and packed some at a time; here in 15 parts, over borders of shards."""
+    monkeypatch.setattr(records, "_PACK_ROWS", 7)
+    cache = random_cache(tmp_path / "cache", schema, {"train": 100}, rows_per_shard=30)
+    ours, stock = (Loader(cache, "train", batch_size=32, shuffle=True, gather=kind) for kind in ("native", "stock"))
+    for batch, other in zip(ours.epoch(0), stock.epoch(0), strict=True):
+        assert_same_bits(batch, other)
 
 
 def test_the_copy_that_few_rows_of_many_take_is_the_other_ones_copy(schema: Schema) -> None:
