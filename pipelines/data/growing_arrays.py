@@ -81,11 +81,11 @@ class GrowingArray:
                     self._flush()
 
     def _flush(self) -> None:
-        self._digest.update(self._buffer[self._hashed : self._filled])
+        self._digest.update(self._buffer[self._hashed : self._filled].data)
         written = 0
         while written < self._filled:
             try:
-                written += os.write(self._descriptor, self._buffer[written : self._filled])
+                written += os.write(self._descriptor, self._buffer[written : self._filled].data)
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
