@@ -41,8 +41,8 @@ def raw_columns(transforms: Transforms) -> list[RawColumn]:
         if name in transforms.states:
             state = transforms.states[name]
             for needed, kind in state.kinds.items():
-                known = RawColumn(needed, "text" if kind == "string" else "number", "one", "", 1, needed == state.columns[2])
-                out.setdefault(needed, known)
+                column = RawColumn(needed, "text" if kind == "string" else "number", "one", "", 1, needed == state.columns[2])
+                out.setdefault(needed, column)
             continue
         if isinstance(feature, NumericTransform):
             required = not any(isinstance(step, Fill | IsMissing) for step in feature.steps)
