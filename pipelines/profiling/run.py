@@ -25,7 +25,7 @@ from .split import profiled
 from .verdict import Part, Speeds, judge
 
 TIMELINE = "timeline.json"
-ROUNDS = 4
+FEWEST_ROUNDS, MOST_ROUNDS, STEPS_OF_A_TURN = 4, 20, 24  # a machine changes its pace within seconds: rather many short turns
 VARIED_BATCHES = 16
 WARM_UP_STEPS = 20
 SETTLE_STEPS = 8  # at the start of a turn: batches in the pipeline are of the turn before, and the loader has read ahead
@@ -84,7 +84,7 @@ class Turns:
         try:
             self._steps("both", WARM_UP_STEPS)
             with sampled(self._device) if on_gpu else nullcontext(GpuSamples()) as samples:
-                rates, wait_share = self._rounds(seconds / ROUNDS)
+                rates, wait_share = self._rounds(seconds)
             parts = self._profiled("cached", PROFILED_STEPS, None)
             timeline = out / (TIMELINE if procs.is_first else f"timeline-{procs.rank}.json")
             self._profiled("both", TIMELINE_STEPS, timeline)
@@ -121,21 +121,23 @@ class Turns:
             verdict=judge(speeds),
         )
 
-    def _rounds(self, turn_seconds: float) -> tuple[dict[str, list[float]], float]:
+    def _rounds(self, seconds: float) -> tuple[dict[str, list[float]], float]:
         """Full batches per second of every way in every round, and the share of time spent waiting for the loader."""
         rates: dict[str, list[float]] = {name: [] for name in ("loader", *self._ways)}
-        num_steps = {name: self._num_steps(name, turn_seconds) for name in self._ways}
+        num_rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, self._num_steps("cached", seconds) // STEPS_OF_A_TURN))
+        num_steps = {name: self._num_steps(name, seconds / num_rounds) for name in self._ways}
         waited_seconds = both_seconds = 0.0
-        for _ in range(ROUNDS):
-            rates["loader"].append(self._loader_alone(turn_seconds))
+        for number in range(num_rounds):
+            if number < FEWEST_ROUNDS:  # it begins anew each time, which a short turn would be full of
+                rates["loader"].append(self._loader_alone(seconds / FEWEST_ROUNDS))
             for name in self._ways:
                 self._steps(name, SETTLE_STEPS)
                 before = self._loading.waited_seconds
-                seconds, num_batches = self._steps(name, num_steps[name])
-                rates[name].append(num_batches / seconds)
+                turn_seconds, num_batches = self._steps(name, num_steps[name])
+                rates[name].append(num_batches / turn_seconds)
                 if name == "both":
                     waited_seconds += self._loading.waited_seconds - before
-                    both_seconds += seconds
+                    both_seconds += turn_seconds
         return rates, waited_seconds / both_seconds
 
     def _steps(self, way: str, num_steps: int) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from torchrec_models.pipelines.cli import main
 from torchrec_models.pipelines.data.loader import Loader
 from torchrec_models.pipelines.data.prepare import open_prepared
 from torchrec_models.pipelines.distributed import processes
-from torchrec_models.pipelines.profiling.run import ROUNDS, Turns
+from torchrec_models.pipelines.profiling.run import FEWEST_ROUNDS, MOST_ROUNDS, Turns
 from torchrec_models.pipelines.profiling.verdict import PARTS
 from torchrec_models.pipelines.train import Trainer
 
@@ -36,11 +36,13 @@ def test_a_profile_measures_all_and_touches_nothing(data: Path, capsys: pytest.C
     assert not (data / f"run-{mode}").exists()
     assert shown["device"] == "the CPU" and shown["gpu"] == {} and shown["resident"] is None and shown["batch_size"] == 60
     for way in ("loader", "cached", "varied", "both"):
-        assert shown[way]["per_second"] > 1 and len(shown[way]["rounds"]) == ROUNDS
+        assert shown[way]["per_second"] > 1
+        num_rounds = len(shown[way]["rounds"])
+        assert num_rounds == FEWEST_ROUNDS if way == "loader" else FEWEST_ROUNDS <= num_rounds <= MOST_ROUNDS
     assert 0 <= shown["wait_share"] < 1 and shown["verdict"]["limit"] in ("input", *PARTS)
     parts = shown["step_parts"]
     assert set(parts) == {*PARTS} and sum(parts.values()) == pytest.approx(1.0)
-    assert all(parts[part] > 0.001 for part in ("sparse", "dense", "optimizer", "logging"))
+    assert all(parts[part] > 0 for part in ("sparse", "dense", "optimizer", "logging"))
     trace = json.loads((data / f"run-{mode}.profile" / "timeline.json").read_text())
     names = {event.get("name", "").rstrip(" #0123456789") for event in trace["traceEvents"]}
     assert {"## forward", "## backward", "## optimizer", "## note_loss"} <= names
