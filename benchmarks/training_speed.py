@@ -28,8 +28,8 @@ def rows_per_second(config: Path, run: Path, *, steps: int, overrides: list[str]
     for command in ("prepare", "train"):
         subprocess.run([sys.executable, "-m", "torchrec_models.pipelines.cli", command, *settings], check=True)
     with (run / "metrics.csv").open(newline="") as file:
-        speeds = [float(row["samples_per_second"]) for row in csv.DictReader(file)]
-    return statistics.median(speeds[WARM_STEPS:])
+        speeds = [float(row["samples_per_second"]) for row in csv.DictReader(file) if int(row["step"]) > WARM_STEPS]
+    return statistics.median(speeds)
 
 
 def main() -> None:
