@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnxruntime
 import pyarrow as pa
 
 from torchrec_models.schema import Schema
@@ -20,6 +19,7 @@ from ..data.transforms import Encoded, Transforms
 from .bundle_files import EXAMPLES, read_manifest
 from .codec import Row, RowCodec
 from .index import INDEX, CandidateIndex
+from .onnx_runtime import open_session
 from .slots import SlotLayout
 
 Rows: TypeAlias = Sequence[Row] | pa.Table | pa.RecordBatch
@@ -40,11 +40,7 @@ class Graph:
         self.codec = RowCodec(self.transforms)
         self.layout = SlotLayout.from_list(spec["slots"])
         self.inputs: list[str] = spec["inputs"]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        options.inter_op_num_threads = 1
-        path = str(folder / spec["file"])
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.session = open_session(folder / spec["file"], num_threads=num_threads)
         self._outputs = [output.name for output in self.session.get_outputs()]
 
     def encode(self, rows: Rows, *, first_row: int = 0) -> Encoded:

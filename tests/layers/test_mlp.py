@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 
-import onnxruntime
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from torchrec_models.layers.dropout import dropout
 from torchrec_models.layers.mlp import ACTIVATIONS, MLP
+from torchrec_models.pipelines.serving.onnx_runtime import open_session
 
 MODULES: dict[str, nn.Module] = {
     "relu": nn.ReLU(),
@@ -161,7 +161,7 @@ def test_exports_to_onnx_with_a_dynamic_batch() -> None:
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
     program = torch.onnx.export(mlp, (torch.randn(3, 6),), dynamo=True, dynamic_shapes=dynamic, verbose=False)
     assert program is not None
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    session = open_session(program.model_proto.SerializeToString())
     for rows in (1, 5):
         x = torch.randn(rows, 6)
         (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})

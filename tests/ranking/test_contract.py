@@ -4,7 +4,6 @@ import io
 import subprocess
 import sys
 
-import onnxruntime
 import pytest
 import torch
 from cases import CASES, Case
@@ -15,6 +14,7 @@ from torchrec_models.batch import Batch
 from torchrec_models.model import RankingTask, build
 from torchrec_models.net import Inputs, InputSpec, Net
 from torchrec_models.pipelines.data.rows import Rows
+from torchrec_models.pipelines.serving.onnx_runtime import open_session
 from torchrec_models.ranking import NETS
 from torchrec_models.schema import Task
 
@@ -270,7 +270,7 @@ def test_exports_to_onnx(case):
     )
     assert program is not None
     program.save(file)
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    session = open_session(file.getvalue())
     given = arguments(33, 1)
     flat = [*given[:3], *given[3], *given[4]]
     names = [i.name for i in program.model.graph.inputs]

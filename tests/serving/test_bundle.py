@@ -1,9 +1,11 @@
 """A bundle answers raw rows exactly, refuses altered files and bad rows by name, and needs neither torch nor pydantic."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pyarrow as pa
@@ -263,6 +265,31 @@ def test_runs_with_numpy_pyarrow_and_onnxruntime_only(exported, bundle):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) == pytest.approx(float(bundle.predict([ROW])[0, 0]), abs=1e-6)
+
+
+def test_onnx_runtime_reports_to_nobody(exported, tmp_path):
+    """Telemetry of its published builds begins with a file in the home folder and a thread more per process."""
+    code = """
+import os, sys
+if sys.argv[2] == "bare":
+    import onnxruntime
+    onnxruntime.InferenceSession(sys.argv[1] + "/model.onnx", providers=["CPUExecutionProvider"])
+else:
+    import torchrec_models
+    torchrec_models.Bundle(sys.argv[1])
+"""
+    reported = {}
+    for name in ("bare", "bundle"):
+        home = tmp_path / name
+        home.mkdir()
+        environment = {"PATH": os.environ["PATH"], "HOME": str(home)}  # without CI=..., which silences it
+        command = [sys.executable, "-c", code, str(exported), name]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, run.stderr
+        reported[name] = [path for path in home.rglob("*") if "Microsoft" in path.parts]
+    assert not reported["bundle"]
+    if sys.platform == "linux" and version("onnxruntime") == "1.31.1":
+        assert reported["bare"], "what is looked for has moved"
 
 
 def test_bundle_is_a_lazy_attribute_of_the_package():

@@ -3,7 +3,6 @@
 import io
 import math
 
-import onnxruntime
 import pytest
 import torch
 from fixtures import RETRIEVAL_SCHEMA, as_batch, categorical, make_batch, make_inputs, make_rows, make_schema, take
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torchrec_models.model import RetrievalTask, build
 from torchrec_models.net import Inputs, InputSpec
 from torchrec_models.pipelines.data.rows import Rows
+from torchrec_models.pipelines.serving.onnx_runtime import open_session
 from torchrec_models.towers import TOWERS
 from torchrec_models.towers.two_tower import TwoTower
 
@@ -226,7 +226,7 @@ def test_exports_to_onnx(side):
     assert program is not None
     file = io.BytesIO()
     program.save(file)
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    session = open_session(file.getvalue())
     given = arguments(33, 1)
     flat = [*given[:2], *given[2], *given[3]]
     names = [i.name for i in program.model.graph.inputs]
