@@ -5,7 +5,6 @@ takes what it gets from memory that is used again.
 """
 
 import errno
-import fcntl
 import io
 import math
 import mmap
@@ -16,6 +15,7 @@ import numpy as np
 import xxhash
 
 from .checksums import HEADER_BYTES, HEADER_LAST, FileEntry
+from .direct_files import set_direct
 from .durable import naming
 from .shards import NPY_HEADER_BYTES
 
@@ -94,16 +94,8 @@ class GrowingArray:
 
     def _set_direct(self, direct: bool) -> None:
         """Past the page cache, where the file system can do that."""
-        if direct == self._direct:
-            return
-        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
-        try:
-            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if direct else flags & ~os.O_DIRECT)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return
-        self._direct = direct
+        if direct != self._direct:
+            self._direct = set_direct(self._descriptor, direct)
 
     def close(self) -> FileEntry:
         """Writes what is left, and the header; it is not yet forced to the disk.

@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +149,9 @@ def write_rows(
         kept = ", ".join(f"{split}: {num_rows:,}" for split, num_rows in writer.num_rows.items())
         say(progress, f"going on where an interrupted run stopped; rows kept: {kept}")
 
-    def encode(share: RowShare) -> tuple[int, Written]:
+    def encode(cut: Pieces | None, share: RowShare) -> tuple[int, Written]:
+        if cut:
+            share = replace(share, batch=cut.restored(share.batch))
         return share.batch.batch.num_rows, writer.encode(share)
 
     for split, source in sources.items():
@@ -157,24 +161,20 @@ def write_rows(
         writer.start_behind(rows_before)
         cut = pieces if split == "train" and pieces and pieces.columns else None
 
-        def stretch(
-            parts: range, cut: Pieces | None, split: str = split, source: Source = source
-        ) -> Generator[tuple[SourceBatch, np.ndarray], None, None]:
-            wanted = source.only(set(source.arrow_schema.names) - cut.columns) if cut else source
-            with closing(_batches(config, split, wanted, parts, splitter, replicas=replicas, workers=workers)) as batches:
-                for batch, codes in batches:
-                    yield (cut.restored(batch) if cut else batch), codes
+        def stretch(parts: range, wanted: Source, split: str = split) -> Generator[tuple[SourceBatch, np.ndarray], None, None]:
+            return _batches(config, split, wanted, parts, splitter, replicas=replicas, workers=workers)
 
-        stretches = [stretch(parts, cut)]
+        uncut = source.only(set(source.arrow_schema.names) - cut.columns) if cut else source
+        stretches = [stretch(parts, uncut)]
         if cut and parts.stop > shares[split].own.stop:  # of the parts behind its own, this process has cut nothing
             border = shares[split].own.stop
-            stretches = [stretch(range(parts.start, border), cut), stretch(range(border, parts.stop), None)]
+            stretches = [stretch(range(parts.start, border), uncut), stretch(range(border, parts.stop), source)]
         with (
             progress_bar(
                 f"write {split if config.data.split is None else 'splits'}", source.num_rows_of(parts), progress=progress
             ) as bar,
             closing(_chained(stretches)) as batches,
-            closing(in_order(encode, itertools.starmap(writer.share, batches), num_threads=workers)) as encoded,
+            closing(in_order(partial(encode, cut), itertools.starmap(writer.share, batches), num_threads=workers)) as encoded,
         ):
             for num_rows, written in encoded:
                 writer.append(written)

@@ -10,6 +10,8 @@ from collections import deque
 import numpy as np
 import pyarrow as pa
 
+from . import huge_pages
+
 
 class ArrayPool:
     """Byte arrays whose memory comes back when nothing refers to it any more (a view of a view keeps it, too).
@@ -39,7 +41,7 @@ class ArrayPool:
         if fitting:
             return self._kept.pop(min(fitting, key=lambda i: len(self._kept[i])))
         del self._kept[: -self._max_kept]
-        return np.empty(_rounded(num_bytes), np.uint8)  # rounded up: batches of similar size share blocks
+        return huge_pages.empty(_rounded(num_bytes))  # rounded up: batches of similar size share blocks
 
 
 def _rounded(num_bytes: int) -> int:

@@ -20,11 +20,13 @@ import pytest
 import torch
 
 from torchrec_models.pipelines.config import RunConfig, parse
+from torchrec_models.pipelines.data.ids import Vocabulary
 from torchrec_models.pipelines.data.loader import Loader
 from torchrec_models.pipelines.data.pieces import Pieces
 from torchrec_models.pipelines.data.prepare import open_prepared, prepare
 from torchrec_models.pipelines.data.shards import Cache
 from torchrec_models.pipelines.data.synthetic import click_log
+from torchrec_models.pipelines.data.transforms import Transforms
 
 NUM_ROWS = 5000
 
@@ -531,6 +533,23 @@ def test_long_texts_are_cut_once_and_nothing_of_it_stays(tmp_path: Path, monkeyp
     assert len(list(tmp_path.glob("resumed.partial-*/pieces/*/*"))) == num_batches
     assert files_below(prepare(config("resumed"), progress=False, workers=1).folder) == once
     assert len(kept) == 2 * num_batches
+
+
+@pytest.mark.parametrize("text", ["12,7,,3", "ab,c,ab,999999999"])
+def test_pieces_of_few_long_texts_are_kept_too(tmp_path: Path, text: str) -> None:
+    """Texts that their writer stored whole, and too few of them for our C: what is kept is as pyarrow cuts it."""
+    repeated = [text, None, ",".join([text] * 100), ""]
+    pq.write_table(pa.table({"label": [0, 1, 0, 1], "history": repeated}), tmp_path / "log.parquet", use_dictionary=False)
+    paths = {"train": str(tmp_path / "log.parquet"), "cache": str(tmp_path / "cache")}
+    features = {"history": {"kind": "sequence", "separator": ",", "max_len": 500, "ids": {"by": "vocabulary"}}}
+    config = parse({"data": paths, "features": features, "labels": {"label": {}}, "model": {"name": "deepfm"}})
+    cache = prepare(config, progress=False)
+    vocabulary = Transforms.load(cache.folder / "transforms").tables["history"]
+    assert isinstance(vocabulary, Vocabulary)
+    (values, offsets), *_ = cache.split("train").read(0, 0, 4).lists
+    expected = [[piece for piece in (row or "").split(",") if piece] for row in repeated]
+    found = [vocabulary.values[row - 1].as_py() for row in values.tolist()]
+    assert found == [piece for row in expected for piece in row] and offsets.diff().tolist() == [len(row) for row in expected]
 
 
 def interrupted(*_: Any, **__: Any) -> None:
