@@ -78,7 +78,8 @@ def _known(cache: Cache, ids: Tensor) -> Tensor:
 
 
 def retrieval_metrics(built: Built, cache: Cache, split: str, config: RunConfig, procs: Processes) -> dict[str, float]:
-    """recall@k, NDCG@k and MRR of a split over the full corpus, each row a query with one relevant candidate.
+    """recall@k, NDCG@k and MRR of a split over the full corpus, each row a query with one relevant candidate, which counts by its
+    weight (`data.weight`).
 
     With `retrieval.exclude_seen`, candidates that the row's group met in another split are taken out of its ranking, the relevant
     one too (a miss).
@@ -100,10 +101,11 @@ def retrieval_metrics(built: Built, cache: Cache, split: str, config: RunConfig,
 
 
 def popularity_metrics(cache: Cache, split: str, config: RunConfig) -> dict[str, float]:
-    """The same metrics of the model that ranks candidates by their number of training rows, for everyone alike; of equally many,
-    the one with the lower id is first."""
+    """The same metrics of the model that ranks candidates by their number of training rows (the sum of their weights), for everyone
+    alike; of equally many, the one with the lower id is first."""
     everywhere = _known(cache, torch.cat([_candidates(cache, name) for name in cache.splits]))
-    counts = torch.bincount(_candidates(cache, "train"), minlength=int(everywhere.max()) + 1)[everywhere]
+    weights = _weights(cache, "train").double()
+    counts = torch.bincount(_candidates(cache, "train"), weights, minlength=int(everywhere.max()) + 1)[everywhere]
     place = torch.empty(len(counts))
     place[counts.argsort(descending=True, stable=True)] = torch.arange(len(counts), 0, -1).float()
     relevant = _candidates(cache, split)
@@ -117,17 +119,23 @@ def _candidates(cache: Cache, split: str) -> Tensor:
     return torch.cat([data.read(i, 0, shard.num_rows).ids[:, column] for i, shard in enumerate(data.shards)]).long()
 
 
+def _weights(cache: Cache, split: str) -> Tensor:
+    """[N] float32: what every row of a split counts."""
+    return torch.from_numpy(cache.split(split).weights()[:, 0])
+
+
 def _judge(queries_QK: Tensor, relevant_Q: Tensor, corpus: Corpus, cache: Cache, split: str, config: RunConfig) -> dict[str, float]:
     assert config.retrieval is not None
     seen = seen_pairs(cache, split, corpus) if config.retrieval.exclude_seen else None
     k = max(config.retrieval.k)
     positions = top_k(queries_QK, corpus, k=k, seen=seen)
     retrieved = torch.where(positions >= 0, corpus.ids[positions.clamp(min=0)], -1)
+    weights = _weights(cache, split)
     found = {}
     for at in config.retrieval.k:
-        found[f"recall@{at}"] = recall_at_k(retrieved, relevant_Q, k=at)
-        found[f"ndcg@{at}"] = ndcg_at_k(retrieved, relevant_Q, k=at)
-    found[f"mrr@{k}"] = mrr(retrieved, relevant_Q, k=k)
+        found[f"recall@{at}"] = recall_at_k(retrieved, relevant_Q, k=at, weights=weights)
+        found[f"ndcg@{at}"] = ndcg_at_k(retrieved, relevant_Q, k=at, weights=weights)
+    found[f"mrr@{k}"] = mrr(retrieved, relevant_Q, k=k, weights=weights)
     return found
 
 

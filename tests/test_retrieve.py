@@ -34,7 +34,8 @@ NUM_TRAIN_ITEMS = 25
 
 
 def write_files(folder: Path) -> None:
-    """Users of whom some are null, items of which some are new in each split, a candidate's price that changes from row to row."""
+    """Users of whom some are null, items of which some are new in each split, a candidate's price that changes from row to row, and
+    weights, of which some are 0."""
     random = np.random.default_rng(0)
     for name, num_rows, num_items in (("train", 300, NUM_TRAIN_ITEMS), ("valid", 50, 28), ("test", 70, 31)):
         num_watched = random.integers(0, 6, num_rows)
@@ -43,13 +44,15 @@ def write_files(folder: Path) -> None:
             "user": pa.array(random.integers(0, 15, num_rows), mask=random.random(num_rows) < 0.1),
             "item": (num_items * random.random(num_rows) ** 2).astype(np.int64) * 10,
             "price": random.random(num_rows),
+            "share": random.choice([0.0, 1.0, 2.5], num_rows),
             "history": pa.ListArray.from_arrays(offsets, pa.array(random.integers(0, 25, num_watched.sum()) * 10)),
         }
         pq.write_table(pa.table(table), folder / f"{name}.parquet")
 
 
 def make_config(folder: Path, kind: str) -> C.RunConfig:
-    """`jagged`: the item's table also serves a history, and so lies in an EmbeddingCollection; `pooled`: in a bag collection."""
+    """`jagged`: the item's table also serves a history, and so lies in an EmbeddingCollection; `pooled`: in a bag collection, and
+    rows have weights."""
     features: dict[str, Any] = {
         "user": {"kind": "categorical", "dim": 8, "side": "query", "init_std": 0.5},
         "item": {"kind": "categorical", "dim": 8, "side": "candidate", "init_std": 0.5},
@@ -57,10 +60,16 @@ def make_config(folder: Path, kind: str) -> C.RunConfig:
     }
     if kind == "jagged":
         features["history"] = {"kind": "sequence", "table": "item", "max_len": 4, "side": "query"}
-    files = {name: str(folder / f"{name}.parquet") for name in SPLITS}
+    data: dict[str, Any] = {name: str(folder / f"{name}.parquet") for name in SPLITS}
     raw = {
         "run": str(folder / kind),
-        "data": {**files, "cache": str(folder / f"cache-{kind}"), "group": "user", "rows_per_shard": 64},
+        "data": {
+            **data,
+            "cache": str(folder / f"cache-{kind}"),
+            "group": "user",
+            "weight": "share" if kind == "pooled" else "",
+            "rows_per_shard": 64,
+        },
         "features": features,
         "retrieval": {"candidate_id": "item", "k": list(K)},
         "model": {"name": "two_tower", "out_width": 8, "query": {"hidden_units": []}, "candidate": {"hidden_units": []}},
@@ -89,6 +98,11 @@ def raw_rows(config: C.RunConfig) -> dict[str, pa.Table]:
     return {name: pq.read_table(getattr(config.data, name)[0]) for name in SPLITS}
 
 
+def raw_weights(config: C.RunConfig, split: str) -> list[float]:
+    rows = raw_rows(config)[split]
+    return rows[config.data.weight].to_pylist() if config.data.weight else [1.0] * len(rows)
+
+
 @torch.no_grad()
 def vectors(config: C.RunConfig, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Query and candidate vectors [N, K] of raw rows, from the unsharded model."""
@@ -109,13 +123,16 @@ def corpus_by_hand(config: C.RunConfig) -> dict[int, np.ndarray]:
     return found
 
 
-def judge_by_hand(rankings: list[list[int]], relevant: list[int], ks: tuple[int, ...] = K) -> dict[str, float]:
+def judge_by_hand(
+    rankings: list[list[int]], relevant: list[int], weights: list[float], ks: tuple[int, ...] = K
+) -> dict[str, float]:
     ranks = [ranking.index(item) + 1 if item in ranking else math.inf for ranking, item in zip(rankings, relevant)]
+    weighted = list(zip(ranks, weights))
     found = {}
     for k in ks:
-        found[f"recall@{k}"] = sum(rank <= k for rank in ranks) / len(ranks)
-        found[f"ndcg@{k}"] = sum(1 / math.log2(rank + 1) for rank in ranks if rank <= k) / len(ranks)
-    found[f"mrr@{max(ks)}"] = sum(1 / rank for rank in ranks if rank <= max(ks)) / len(ranks)
+        found[f"recall@{k}"] = sum(w for rank, w in weighted if rank <= k) / sum(weights)
+        found[f"ndcg@{k}"] = sum(w / math.log2(rank + 1) for rank, w in weighted if rank <= k) / sum(weights)
+    found[f"mrr@{max(ks)}"] = sum(w / rank for rank, w in weighted if rank <= max(ks)) / sum(weights)
     return found
 
 
@@ -150,7 +167,7 @@ def metrics_of(config: C.RunConfig, split: str = "test") -> dict[str, float]:
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_metrics_are_those_of_a_loop(config: C.RunConfig, split: str, exclude_seen: bool) -> None:
     relevant = raw_rows(config)[split]["item"].to_pylist()
-    want = judge_by_hand(rankings_by_hand(config, split, exclude_seen=exclude_seen), relevant)
+    want = judge_by_hand(rankings_by_hand(config, split, exclude_seen=exclude_seen), relevant, raw_weights(config, split))
     found = metrics_of(with_retrieval(config, exclude_seen=exclude_seen), split)
     assert found == pytest.approx(want)
     assert 0 < found["recall@4"] < found["recall@12"] < 1
@@ -178,26 +195,29 @@ def test_the_corpus_has_the_known_items_of_all_splits(config: C.RunConfig) -> No
 
 def test_a_candidate_that_training_never_saw_is_a_miss(config: C.RunConfig) -> None:
     relevant = raw_rows(config)["test"]["item"].to_pylist()
-    num_unknown = sum(item not in corpus_by_hand(config) for item in relevant)
+    weights, known = raw_weights(config, "test"), corpus_by_hand(config)
+    unknown = sum(weight for item, weight in zip(relevant, weights) if item not in known)
     found = metrics_of(with_retrieval(config, exclude_seen=False, k=[1000]))
-    assert num_unknown > 0 and found["recall@1000"] == pytest.approx(1 - num_unknown / len(relevant))
+    assert unknown > 0 and found["recall@1000"] == pytest.approx(1 - unknown / sum(weights))
 
 
 def test_more_than_there_are_candidates_may_be_asked_for(config: C.RunConfig) -> None:
     relevant = raw_rows(config)["test"]["item"].to_pylist()
-    want = judge_by_hand(rankings_by_hand(config, "test", exclude_seen=True), relevant, (4, 1000))
+    want = judge_by_hand(rankings_by_hand(config, "test", exclude_seen=True), relevant, raw_weights(config, "test"), (4, 1000))
     assert metrics_of(with_retrieval(config, k=[4, 1000])) == pytest.approx(want)
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])
 def test_popularity_ranks_by_training_rows_then_by_id(config: C.RunConfig, exclude_seen: bool) -> None:
     rows, cache = raw_rows(config), open_prepared(config)
-    counts = Counter(rows["train"]["item"].to_pylist())
+    counts: Counter[int] = Counter()
+    for item, weight in zip(rows["train"]["item"].to_pylist(), raw_weights(config, "train")):
+        counts[item] += weight
     values = cache.transforms.tables["item"].values.to_pylist()
     order = sorted(counts, key=lambda item: (-counts[item], values.index(item)))
     relevant = rows["test"]["item"].to_pylist()
     seen = seen_by_hand(config, "test") if exclude_seen else [set()] * len(relevant)
-    want = judge_by_hand([[item for item in order if item not in s] for s in seen], relevant)
+    want = judge_by_hand([[item for item in order if item not in s] for s in seen], relevant, raw_weights(config, "test"))
     assert popularity_metrics(cache, "test", with_retrieval(config, exclude_seen=exclude_seen)) == pytest.approx(want)
 
 
