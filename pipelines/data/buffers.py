@@ -5,8 +5,6 @@ from torch import Tensor
 
 from .reused_arrays import ArrayPool
 
-ALIGNMENT_BYTES = 64
-
 
 class BufferPool:
     """Byte tensors whose memory comes back when no tensor refers to it any more (a view of a view keeps it, too).

@@ -80,13 +80,13 @@ void ends(const int64_t *offsets, const int64_t *index, int64_t num_rows, int64_
    A place is 3 integers: address, bytes from one row to the next, reference. Place 0 is the records. A row of another place is the
    one whose number (int32) is at byte `reference` of the record: a row of a store. Behind them come the values of each list.
 
-   A move is 5 integers: kind, place, at, num_bytes, step. Its output begins at outs[move], and is moved on.
+   A move is 5 integers: kind, place, at, num_bytes, step. Its output begins at outs[batch, move], and is moved on.
      BYTES    `num_bytes` from byte `at` of the place's row, each row `step` bytes behind the one before.
      IDS      an int32 from byte `at` of the place's row.
      LISTS    the values of each list, one list after the other; the list begins at the int64 at byte `at` of the record, and has as
               many values as the int32 at byte `num_bytes` says.
      ONES     a one per row.
-   index: [num_rows] int64, the rows to copy, in that order. All but BYTES write int32, or int64 with the kind + 1. */
+   index: int64, the rows to copy, in that order: those of one batch behind those of another. All but BYTES write int32, or int64 with the kind + 1. */
 
 enum { BYTES = 0, IDS = 2, LISTS = 4, ONES = 6, WIDE = 1, PLACE_FIELDS = 3, MOVE_FIELDS = 5 };
 
@@ -162,15 +162,16 @@ static inline char *put(char *out, int64_t value, int is_wide) {
   return out + (is_wide ? sizeof(int64_t) : sizeof(int32_t));
 }
 
-void gather(const int64_t *places, int64_t num_places, const int64_t *moves, int64_t num_moves, const int64_t *index,
-            int64_t num_rows, int64_t *outs) {
+/* Of an index with `num_all` rows from `index` on, the first `num_rows`: a batch, or a part of one. */
+static void gather_batch(const int64_t *places, int64_t num_places, const int64_t *moves, int64_t num_moves, const int64_t *index,
+                         int64_t num_rows, int64_t num_all, int64_t *outs) {
   const char *rows[num_places][CHUNK];
-  fetch_records(places, index, 0, least(2 * CHUNK, num_rows));
-  fetch_stores(places, num_places, index, 0, least(CHUNK, num_rows));
+  fetch_records(places, index, 0, least(2 * CHUNK, num_all));
+  fetch_stores(places, num_places, index, 0, least(CHUNK, num_all));
   for (int64_t first = 0; first < num_rows; first += CHUNK) {
     const int64_t n = least(CHUNK, num_rows - first);
-    fetch_records(places, index, first + 2 * CHUNK, least(first + 3 * CHUNK, num_rows));
-    fetch_stores(places, num_places, index, first + CHUNK, least(first + 2 * CHUNK, num_rows));
+    fetch_records(places, index, first + 2 * CHUNK, least(first + 3 * CHUNK, num_all));
+    fetch_stores(places, num_places, index, first + CHUNK, least(first + 2 * CHUNK, num_all));
     for (int64_t i = 0; i < n; i++)
       rows[0][i] = row_of(places, index[first + i]);
     for (int64_t p = 1; p < num_places; p++)
@@ -197,7 +198,7 @@ void gather(const int64_t *places, int64_t num_places, const int64_t *moves, int
         break;
       case LISTS:
       case LISTS | WIDE:
-        out = copy_lists(out, move, places, index, first, n, num_rows, is_wide);
+        out = copy_lists(out, move, places, index, first, n, num_all, is_wide);
         break;
       case ONES:
       case ONES | WIDE:
@@ -208,4 +209,12 @@ void gather(const int64_t *places, int64_t num_places, const int64_t *moves, int
       outs[m] = (int64_t)(intptr_t)out;
     }
   }
+}
+
+/* outs: [num_batches, num_moves]; index: [num_batches, num_rows]. */
+void gather(const int64_t *places, int64_t num_places, const int64_t *moves, int64_t num_moves, const int64_t *index,
+            int64_t num_batches, int64_t num_rows, int64_t *outs) {
+  for (int64_t batch = 0; batch < num_batches; batch++)
+    gather_batch(places, num_places, moves, num_moves, index + batch * num_rows, num_rows, (num_batches - batch) * num_rows,
+                 outs + batch * num_moves);
 }

@@ -15,10 +15,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec_models.batch import Batch
 from torchrec_models.schema import Schema
 
-from .buffers import ALIGNMENT_BYTES, BufferPool
+from .buffers import BufferPool
 from .native import Native, address_of
 from .order import Run, rows_of
 from .records import RecordMaker
+from .reused_arrays import ALIGNMENT_BYTES
 from .rows import BatchBuilder, Rows, key_plans
 from .stores import OWN, Join, stored_schema
 from .window_reader import WindowReader
@@ -74,6 +75,9 @@ class BatchGather(Protocol):
     def __call__(self, segments: Sequence[Segment]) -> Batch:
         """A batch of the segments' rows, one segment after the other; at least one row."""
 
+    def several(self, segment: Segment, *, num_batches: int) -> list[Batch]:
+        """A segment's rows cut into batches of equally many."""
+
 
 class StockRows:
     """Rows as they are read."""
@@ -110,25 +114,27 @@ class StockGather:
         batch = self._build(self._join(rows), row_id)
         return batch.pin_memory() if self._pin_memory else batch
 
+    def several(self, segment: Segment, *, num_batches: int) -> list[Batch]:
+        window, start, stop = segment
+        size = (stop - start) // num_batches
+        return [self([Segment(window, first, first + size)]) for first in range(start, stop, size)]
+
 
 class _Layout(NamedTuple):
-    """Of batches of some number of rows: where in the block what begins, in bytes. The values of a KeyedJaggedTensor that has lists
-    are not counted in; they come last, from `end` on.
+    """Of a block of K batches of B rows each. Its parts: row_id; dense, labels, weights; lengths of both KeyedJaggedTensors; ids of
+    those that have no lists. In each part, one batch comes after the other. Ids of those that have lists come last, from `end` on.
 
     Attributes:
-        row_id, lengths, columns, values: where they begin; lengths and values of both KeyedJaggedTensors, columns of dense, labels
-            and weights.
-        outs: where each move of gather.c begins.
-        num_values: of both KeyedJaggedTensors.
+        starts, steps: of each part, where it begins and how far apart two batches are, in bytes.
+        sizes: of lengths and ids, batch by batch: how many, and what follows unused.
+        outs: [K, moves], where each move of gather.c begins.
     """
 
-    row_id: int
-    lengths: tuple[int, ...]
-    columns: tuple[int, ...]
-    values: tuple[int, ...]
+    starts: list[int]
+    steps: list[int]
+    sizes: list[int]
     end: int
     outs: np.ndarray
-    num_values: tuple[int, ...]
 
 
 class NativeGather:
@@ -149,13 +155,17 @@ class NativeGather:
         self._moves = np.array(self._moves_of(join), np.int64)
         self._moves_address = address_of(self._moves)
         self._num_places = 1 + 2 * len(join.stores)
-        self._layouts: dict[int, _Layout] = {}
-        # of each KeyedJaggedTensor with lists: which one, its first move of values, and per key the list, or None
-        self._with_lists: list[tuple[int, int, list[int | None]]] = []
+        self._layouts: dict[tuple[int, int], _Layout] = {}
+        # of each KeyedJaggedTensor with lists: its first move of values, and per key the list, or None
+        self._with_lists: list[tuple[int, list[int | None]]] = []
+        # and of each KeyedJaggedTensor its place in `_Layout.sizes`, those that have lists behind the others
+        self._ids_at: list[int] = []
         first = len(self._moves) - sum(map(len, self._keys))
         for kjt, keys in enumerate(self._keys):
-            if not all(is_single for is_single, _ in keys):
-                self._with_lists.append((kjt, first, [None if is_single else at for is_single, at in keys]))
+            has_lists = not all(is_single for is_single, _ in keys)
+            self._ids_at.append(4 + len(self._with_lists) if has_lists else 2 + kjt)
+            if has_lists:
+                self._with_lists.append((first, [None if is_single else at for is_single, at in keys]))
             first += len(keys)
 
     def _moves_of(self, join: Join) -> list[tuple[int, int, int, int, int]]:
@@ -178,30 +188,39 @@ class NativeGather:
                 moves.append((_LISTS + wide, 1 + 2 * len(join.stores) + at, maker.starts[at], maker.lengths[at], 0))
         return moves
 
-    def _layout(self, num_rows: int) -> _Layout:
+    def _layout(self, num_batches: int, num_rows: int) -> _Layout:
         row = self._item * num_rows
-        has_lists = {kjt for kjt, _, _ in self._with_lists}
-        num_values = tuple(0 if kjt in has_lists else num_rows * len(keys) for kjt, keys in enumerate(self._keys))
-        parts = [8 * num_rows, *(row * len(keys) for keys in self._keys), *(4 * num_rows * n for n in self._columns)]
-        row_id, *starts, end = accumulate(map(_aligned, [*parts, *(self._item * n for n in num_values)]), initial=0)
-        lengths, columns, values = starts[:2], starts[2:5], starts[5:]
-        outs = [row_id, *(columns[0] + 4 * run.to for run in self._join.dense), *columns[1:]]
-        for of_kjts in (lengths, values):
-            outs += [start + row * key for start, keys in zip(of_kjts, self._keys) for key in range(len(keys))]
-        return _Layout(row_id, tuple(lengths), tuple(columns), tuple(values), end, np.array(outs, np.int64), num_values)
+        of_keys = [row * len(keys) for keys in self._keys]
+        of_ids = [0 if at >= 4 else num_bytes for num_bytes, at in zip(of_keys, self._ids_at)]
+        parts = [8 * num_rows, *(4 * num_rows * n for n in self._columns), *of_keys, *of_ids]
+        steps = [_aligned(part) for part in parts]
+        *starts, end = accumulate((num_batches * step for step in steps), initial=0)
+        sizes = [n // self._item for part, step in zip(parts[4:], steps[4:]) for n in num_batches * [part, step - part]]
+        places = [(0, 0), *((1, 4 * run.to) for run in self._join.dense), (2, 0), (3, 0)]
+        places += [(part, row * key) for part, keys in enumerate(2 * self._keys, 4) for key in range(len(keys))]
+        outs = [[starts[part] + batch * steps[part] + at for part, at in places] for batch in range(num_batches)]
+        return _Layout(starts, steps, sizes, end, np.array(outs, np.int64))
 
     def __call__(self, segments: Sequence[Segment]) -> Batch:
-        num_rows = sum([stop - start for _, start, stop in segments])
-        layout = self._layouts.get(num_rows)
+        return self._batches(segments, 1, sum([stop - start for _, start, stop in segments]))[0]
+
+    def several(self, segment: Segment, *, num_batches: int) -> list[Batch]:
+        return self._batches([segment], num_batches, (segment.stop - segment.start) // num_batches)
+
+    def _batches(self, segments: Sequence[Segment], num_batches: int, num_rows: int) -> list[Batch]:
+        layout = self._layouts.get((num_batches, num_rows))
         if layout is None:
-            layout = self._layouts[num_rows] = self._layout(num_rows)
-        values, num_values, end, outs = list(layout.values), list(layout.num_values), layout.end, layout.outs.copy()
-        for kjt, move, lists in self._with_lists:
-            values[kjt] = end
-            for key, at in enumerate(lists, move):
-                outs[key] = end + self._item * num_values[kjt]
-                num_values[kjt] += num_rows if at is None else _num_values(segments, at)
-            end += _aligned(self._item * num_values[kjt])
+            layout = self._layouts[num_batches, num_rows] = self._layout(num_batches, num_rows)
+        sizes, end, outs = layout.sizes.copy(), layout.end, layout.outs.copy()
+        for move, lists in self._with_lists:
+            num_values = [num_batches * [num_rows] if at is None else _num_values(segments, at, num_batches) for at in lists]
+            for batch in range(num_batches):
+                start = end
+                for key, of_key in enumerate(num_values, move):
+                    outs[batch, key] = end
+                    end += self._item * of_key[batch]
+                used, end = end - start, start + _aligned(end - start)
+                sizes += [used // self._item, (end - start - used) // self._item]
         memory = self._pool.take(end)
         outs += memory.data_ptr()
         address = address_of(outs)
@@ -212,28 +231,37 @@ class NativeGather:
                 self._moves_address,
                 len(self._moves),
                 window.index_address + 8 * start,
-                stop - start,
+                num_batches,
+                (stop - start) // num_batches,
                 address,
             )
-        floats, ids = memory.view(torch.float32), memory.view(self._id_dtype)
+        return self._views(memory, layout, sizes, num_batches, num_rows)
+
+    def _views(self, memory: Tensor, layout: _Layout, sizes: list[int], num_batches: int, num_rows: int) -> list[Batch]:
+        """The batches in a block; few calls of torch for all of them, as each takes microseconds and the interpreter."""
+        floats, longs, num = memory.view(torch.float32), memory.view(torch.int64), num_batches
+        row_ids = longs.as_strided((num, num_rows), (layout.steps[0] // 8, 1), 0).unbind()
         dense, labels, weights = [
-            floats.as_strided((num_rows, n), (n, 1), start // 4) for n, start in zip(self._columns, layout.columns)
+            floats.as_strided((num, num_rows, n), (layout.steps[part] // 4, n, 1), layout.starts[part] // 4).unbind()
+            for part, n in enumerate(self._columns, 1)
         ]
-        row_id = memory.view(torch.int64).as_strided((num_rows,), (1,), layout.row_id // 8)
+        ids = memory.view(self._id_dtype)[layout.starts[4] // self._item :].split_with_sizes(sizes)[::2]
         sparse, sequence = [
-            KeyedJaggedTensor(
-                names,
-                ids.as_strided((num_ids,), (1,), start // self._item),
-                lengths=ids.as_strided((len(names) * num_rows,), (1,), of_lengths // self._item),
-                stride=num_rows,
-            )
-            for names, num_ids, start, of_lengths in zip(self._names, num_values, values, layout.lengths)
+            [
+                KeyedJaggedTensor(names, values, lengths=lengths, stride=num_rows)
+                for lengths, values in zip(ids[kjt * num : (kjt + 1) * num], ids[at * num : (at + 1) * num])
+            ]
+            for kjt, (names, at) in enumerate(zip(self._names, self._ids_at))
         ]
-        return Batch(dense, sparse, sequence, labels, weights, row_id)
+        return [Batch(*of_batch) for of_batch in zip(dense, sparse, sequence, labels, weights, row_ids)]
 
 
-def _num_values(segments: Sequence[Segment], of_list: int) -> int:
-    return sum([int(window.ends[of_list][stop]) - int(window.ends[of_list][start]) for window, start, stop in segments])
+def _num_values(segments: Sequence[Segment], of_list: int, num_batches: int) -> list[int]:
+    """Of a list in each batch; several batches have one segment."""
+    if num_batches == 1:
+        return [sum([int(window.ends[of_list][stop]) - int(window.ends[of_list][start]) for window, start, stop in segments])]
+    window, start, stop = segments[0]
+    return np.diff(window.ends[of_list][start : stop + 1 : (stop - start) // num_batches]).tolist()
 
 
 def _aligned(num_bytes: int) -> int:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LastBatch = Literal["keep", "drop"]
 GatherKind = Literal["auto", "stock", "native"]
+_ROWS_TOGETHER = 2048  # most rows of small batches that are made at once
 
 
 def to_batch(
@@ -118,7 +119,8 @@ class Loader:
         self.num_rows = sampling.num_rows if sampling else self._split.num_rows
         self._deal = order.Deal(self.num_rows, batch_size, rank, world_size, pad)
         self._shuffle, self._seed = shuffle, seed
-        self._read_ahead_batches = read_ahead_batches
+        self._most_together = max(1, min(read_ahead_batches, _ROWS_TOGETHER // self._deal.rows_per_step))
+        self._read_ahead = -(-read_ahead_batches // self._most_together)
         self._is_kept = self._split.num_bytes <= order.WHOLE_BYTES
         self._kept: Held | None = None
         self._pool = window_pool(self._split)
@@ -138,28 +140,26 @@ class Loader:
         """The batches of an epoch, from `start_batch` on; skipping reads nothing and changes nothing in the batches after it.
 
         Threads read ahead; an exception in them is raised here. Close the iterator, or drop it, to stop early. A batch's memory
-        is used again when no tensor refers to it any more.
+        is used again when no tensor refers to it any more, nor to one of the small batches made together with it.
         """
-        return read_ahead(
-            lambda: self._batches(epoch, start_batch), depth=self._read_ahead_batches, name=f"loader-{self._split.name}"
-        )
+        with closing(self._reading(epoch, start_batch)) as reading:
+            yield from _one_by_one(reading)
 
     def epochs(self, numbers: Iterable[int], *, start_batch: int = 0) -> Generator[Batch, None, None]:
         """The batches of several epochs, the first one from `start_batch` on: those of `epoch`, without a pause between two epochs,
         as the rows of the next one are put in order while the last quarter of one is used."""
-        under_way: deque[ReadAhead[Batch]] = deque()
+        under_way: deque[ReadAhead[list[Batch]]] = deque()
         to_come = iter(numbers)
 
         def begin(start: int) -> None:
             for number in islice(to_come, 1):
-                name = f"loader-{self._split.name}-{number}"
-                under_way.append(ReadAhead(partial(self._batches, number, start), depth=self._read_ahead_batches, name=name))
+                under_way.append(self._reading(number, start))
 
         try:
             begin(start_batch)
             left = self.num_batches - start_batch
             while under_way:
-                for batch in under_way[0]:
+                for batch in _one_by_one(under_way[0]):
                     left -= 1
                     if left <= self.num_batches // 4 and len(under_way) == 1:
                         begin(0)
@@ -173,6 +173,10 @@ class Loader:
             for reading in under_way:
                 reading.close()
 
+    def _reading(self, epoch: int, start_batch: int) -> ReadAhead[list[Batch]]:
+        name = f"loader-{self._split.name}-{epoch}"
+        return ReadAhead(partial(self._groups, epoch, start_batch), depth=self._read_ahead, name=name)
+
     def _order(self, epoch: int) -> order.EpochOrder:
         if not self._shuffle:
             return order.Stored(self._deal, batches_per_window=max(1, order.WINDOW_ROWS // self._deal.rows_per_step))
@@ -182,7 +186,8 @@ class Loader:
         shard_rows = [shard.num_rows for shard in self._split.shards]
         return order.Lanes(self._deal, seed=self._seed, epoch=epoch, shard_rows=shard_rows, sample=sample)
 
-    def _batches(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
+    def _groups(self, epoch: int, start_batch: int) -> Generator[list[Batch], None, None]:
+        """The batches of an epoch; small ones that lie in one window several at once."""
         this_epoch, deal = self._order(epoch), self._deal
         if start_batch >= self.num_batches:
             return
@@ -194,18 +199,25 @@ class Loader:
                 windows = stack.enter_context(closing(reading))
             cursor = _Cursor(windows, at=this_epoch.first_of(first_window))
             cursor.skip(start_batch * deal.rows_per_step)
-            for batch in range(start_batch, self.num_batches):
+            batch, num_whole = start_batch, deal.num_rows // deal.batch_size
+            while batch < self.num_batches:
                 share, num_real = deal.share(batch), this_epoch.num_real(batch)
-                segments = cursor.take(num_real) if num_real else []
-                if num_real < share:
-                    window = segments[-1].window if segments else self._any_row()
-                    last = segments[-1].stop - 1 if segments else 0
-                    segments.append(Segment(window.last_again(last, share - num_real), 0, share - num_real))
-                made = self._gather(segments)
-                if num_real < share:
-                    made.weights[num_real:] = 0
+                together = min(self._most_together, cursor.num_open // share, num_whole - batch)
+                if together > 1:
+                    made = self._gather.several(cursor.take(together * share)[0], num_batches=together)
+                else:
+                    segments = cursor.take(num_real) if num_real else []
+                    if num_real < share:
+                        window = segments[-1].window if segments else self._any_row()
+                        last = segments[-1].stop - 1 if segments else 0
+                        segments.append(Segment(window.last_again(last, share - num_real), 0, share - num_real))
+                    made = [self._gather(segments)]
+                    if num_real < share:
+                        made[0].weights[num_real:] = 0
                 if self._sampling is not None and self._sampling.row_weights is not None:
-                    made.weights.mul_(self._sampling.row_weights[made.row_id][:, None])
+                    for each in made:
+                        each.weights.mul_(self._sampling.row_weights[each.row_id][:, None])
+                batch += len(made)
                 yield made
 
     def _windows(self, this_epoch: order.EpochOrder, first: int) -> Generator[OpenWindow, None, None]:
@@ -249,6 +261,11 @@ class _Cursor:
         """Go on at a row of the first window."""
         self._used = to - self._row
 
+    @property
+    def num_open(self) -> int:
+        """Rows left in the window that is open."""
+        return 0 if self._window is None else len(self._window.index) - self._used
+
     def take(self, count: int) -> list[Segment]:
         """The next rows."""
         segments = []
@@ -262,6 +279,13 @@ class _Cursor:
             if self._used == len(self._window.index):
                 self._window, self._used = None, 0
         return segments
+
+
+def _one_by_one(groups: Iterable[list[Batch]]) -> Iterator[Batch]:
+    for group in groups:
+        group.reverse()
+        while group:
+            yield group.pop()  # and hold none that is used
 
 
 def _gather(kind: GatherKind, split: SplitData, *, id_dtype: torch.dtype, pin_memory: bool) -> BatchGather:

@@ -35,7 +35,7 @@ class Native(NamedTuple):
 
     pack: Callable[[int, int, int, int, int], None]
     ends: Callable[[int, int, int, int], None]
-    gather: Callable[[int, int, int, int, int, int, int], None]
+    gather: Callable[[int, int, int, int, int, int, int, int], None]
 
 
 class NoNativeCode(Exception):
@@ -83,7 +83,7 @@ def _functions_of(library: ctypes.CDLL) -> Native:
     of = {
         "pack": (address, count, count, address, count),
         "ends": (address, address, count, address),
-        "gather": (address, count, address, count, address, count, address),
+        "gather": (address, count, address, count, address, count, count, address),
     }
     for name, types in of.items():
         function = getattr(library, name)

@@ -12,9 +12,12 @@ import pyarrow as pa
 
 from . import huge_pages
 
+ALIGNMENT_BYTES = 64  # a line of the processor's cache
+
 
 class ArrayPool:
-    """Byte arrays whose memory comes back when nothing refers to it any more (a view of a view keeps it, too).
+    """Byte arrays whose memory comes back when nothing refers to it any more (a view of a view keeps it, too). They begin at a
+    multiple of ALIGNMENT_BYTES.
 
     Args:
         max_kept: blocks to hold for later use; more are given back to the system.
@@ -41,7 +44,9 @@ class ArrayPool:
         if fitting:
             return self._kept.pop(min(fitting, key=lambda i: len(self._kept[i])))
         del self._kept[: -self._max_kept]
-        return huge_pages.empty(_rounded(num_bytes))  # rounded up: batches of similar size share blocks
+        room = huge_pages.empty(_rounded(num_bytes) + ALIGNMENT_BYTES)  # rounded up: batches of similar size share blocks
+        first = -room.__array_interface__["data"][0] % ALIGNMENT_BYTES
+        return room[first : first + len(room) - ALIGNMENT_BYTES]
 
 
 def _rounded(num_bytes: int) -> int:

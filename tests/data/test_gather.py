@@ -85,6 +85,27 @@ def test_native_and_stock_give_the_same_bits(compiled: native.Native, schema: Sc
         assert_same_bits(ours, stock)
 
 
+@ID_DTYPES
+@pytest.mark.parametrize("kind", SCHEMAS)
+@pytest.mark.parametrize("num_rows", [1, 3, 16, 33])
+def test_several_batches_at_once_are_those_made_one_by_one(
+    compiled: native.Native, schema: Schema, kind: str, id_dtype: torch.dtype, num_rows: int
+) -> None:
+    which = SCHEMAS[kind] or schema
+    native_one = NativeGather(which, Join(which, ()), compiled, id_dtype=id_dtype, pin_memory=False)
+    stock = StockGather(which, Join(which, ()), id_dtype=id_dtype, pin_memory=False)
+    opened, other = (window(gather, which, 50, seed=1) for gather in (native_one, stock))
+    together = native_one.several(Segment(opened, 1, 1 + 3 * num_rows), num_batches=3)
+    stock_together = stock.several(Segment(other, 1, 1 + 3 * num_rows), num_batches=3)
+    assert len(together) == len(stock_together) == 3
+    for number, (batch, of_stock) in enumerate(zip(together, stock_together)):
+        first = 1 + number * num_rows
+        assert_same_bits(batch, stock([Segment(other, first, first + num_rows)]))
+        assert_same_bits(of_stock, batch)
+        for name, tensor in tensors(batch).items():
+            assert not tensor.numel() or (tensor.is_contiguous() and tensor.data_ptr() % 64 == 0), name
+
+
 def test_a_split_that_is_packed_in_parts_gives_the_same_bits(
     tmp_path: Path, schema: Schema, monkeypatch: pytest.MonkeyPatch
 ) -> None:

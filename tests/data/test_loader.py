@@ -192,6 +192,35 @@ def assert_batches_equal(left: Batch, right: Batch) -> None:
         assert torch.equal(one.values(), other.values()) and torch.equal(one.lengths(), other.lengths())
 
 
+@BOTH
+@pytest.mark.parametrize("kind", ["native", "stock"])
+@pytest.mark.parametrize("batch_size", [2, 14])
+@pytest.mark.parametrize("pad", [False, True])
+def test_batches_made_together_are_those_made_alone(cache: Cache, kind: GatherKind, batch_size: int, pad: bool) -> None:
+    """Windows of 64 rows: some batches lie in two; both ranks; from the start and from the middle."""
+    for rank in range(2):
+        alone, together = (
+            Loader(
+                cache,
+                "train",
+                batch_size=batch_size,
+                rank=rank,
+                world_size=2,
+                shuffle=True,
+                gather=kind,
+                pad=pad,
+                read_ahead_batches=n,
+            )
+            for n in (1, 5)
+        )
+        for start in (0, 17):
+            groups = [len(group) for group in together._groups(3, start)]
+            assert 3 < max(groups) <= 5 and sum(groups) == together.num_batches - start
+            pairs = zip(alone.epoch(3, start_batch=start), together.epoch(3, start_batch=start), strict=True)
+            for batch, other in pairs:
+                assert_batches_equal(batch, other)
+
+
 def naive_ids(rows: Rows, schema: Schema, feature: Feature, row: int) -> list[int]:
     """One feature's ids of one row, looked up the slow and obvious way."""
     if feature.kind == "categorical" and feature.max_len == 1:
@@ -286,11 +315,11 @@ def test_a_kept_split_is_verified(cache: Cache) -> None:
 @STREAMED
 def test_closing_early_stops_the_threads(cache: Cache) -> None:
     def running() -> set[str]:
-        return {t.name for t in threading.enumerate()} & {"loader-train", "reader-train"}
+        return {t.name for t in threading.enumerate()} & {"loader-train-0", "reader-train"}
 
     batches = Loader(cache, "train", batch_size=10).epoch(0)
     next(batches)
-    assert running() == {"loader-train", "reader-train"}
+    assert running() == {"loader-train-0", "reader-train"}
     batches.close()
     assert running() == set()
 

@@ -67,17 +67,17 @@ def test_the_table_says_it_in_words(data: Path, capsys: pytest.CaptureFixture[st
 class SlowLoader(Loader):
     """As over a slow disk."""
 
-    def _batches(self, epoch: int, start_batch: int) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super()._batches(epoch, start_batch):
-            time.sleep(0.2)
-            yield batch
+    def _groups(self, epoch: int, start_batch: int) -> Iterator[list[Batch]]:  # type: ignore[override]
+        for group in super()._groups(epoch, start_batch):
+            time.sleep(0.2 * len(group))
+            yield group
 
 
 def test_a_slow_loader_is_called_input_bound(data: Path, tmp_path: Path) -> None:
     config = make_config(data, "slow")
     with processes() as procs:
         trainer = Trainer(config, open_prepared(config), procs, show=False)
-        trainer.loader = SlowLoader(trainer.cache, "train", batch_size=60, shuffle=True)
+        trainer.loader = SlowLoader(trainer.cache, "train", batch_size=60, shuffle=True, read_ahead_batches=1)
         profile = Turns(trainer, None).profile(0.8, tmp_path)
     assert profile.verdict.limit == "input" and profile.reached < 0.9 and profile.wait_share > 0.3
     assert profile.loader.per_second < 5.3  # a batch in 0.2 s
