@@ -196,27 +196,23 @@ def assert_batches_equal(left: Batch, right: Batch) -> None:
 @pytest.mark.parametrize("kind", ["native", "stock"])
 @pytest.mark.parametrize("batch_size", [2, 14])
 @pytest.mark.parametrize("pad", [False, True])
-def test_batches_made_together_are_those_made_alone(cache: Cache, kind: GatherKind, batch_size: int, pad: bool) -> None:
+def test_batches_made_together_are_those_made_alone(
+    cache: Cache, kind: GatherKind, batch_size: int, pad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Windows of 64 rows: some batches lie in two; both ranks; from the start and from the middle."""
-    for rank in range(2):
-        alone, together = (
-            Loader(
-                cache,
-                "train",
-                batch_size=batch_size,
-                rank=rank,
-                world_size=2,
-                shuffle=True,
-                gather=kind,
-                pad=pad,
-                read_ahead_batches=n,
-            )
-            for n in (1, 5)
-        )
+
+    def of_rank(rank: int) -> Loader:
+        return Loader(cache, "train", batch_size=batch_size, rank=rank, world_size=2, shuffle=True, gather=kind, pad=pad)
+
+    together = [of_rank(rank) for rank in range(2)]
+    monkeypatch.setattr("torchrec_models.pipelines.data.loader._BATCHES_TOGETHER", 1)
+    for rank, several in enumerate(together):
+        alone = of_rank(rank)
         for start in (0, 17):
-            groups = [len(group) for group in together._groups(3, start)]
-            assert 3 < max(groups) <= 5 and sum(groups) == together.num_batches - start
-            pairs = zip(alone.epoch(3, start_batch=start), together.epoch(3, start_batch=start), strict=True)
+            sizes = [len(group) for group in several._groups(3, start)]
+            assert 3 < max(sizes) <= 8 and sum(sizes) == several.num_batches - start
+            assert all(len(group) == 1 for group in alone._groups(3, start))
+            pairs = zip(alone.epoch(3, start_batch=start), several.epoch(3, start_batch=start), strict=True)
             for batch, other in pairs:
                 assert_batches_equal(batch, other)
 

@@ -68,16 +68,16 @@ class SlowLoader(Loader):
     """As over a slow disk."""
 
     def _groups(self, epoch: int, start_batch: int) -> Iterator[list[Batch]]:  # type: ignore[override]
-        for group in super()._groups(epoch, start_batch):
-            time.sleep(0.2 * len(group))
-            yield group
+        for batch in (batch for group in super()._groups(epoch, start_batch) for batch in group):
+            time.sleep(0.2)
+            yield [batch]
 
 
 def test_a_slow_loader_is_called_input_bound(data: Path, tmp_path: Path) -> None:
     config = make_config(data, "slow")
     with processes() as procs:
         trainer = Trainer(config, open_prepared(config), procs, show=False)
-        trainer.loader = SlowLoader(trainer.cache, "train", batch_size=60, shuffle=True, read_ahead_batches=1)
+        trainer.loader = SlowLoader(trainer.cache, "train", batch_size=60, shuffle=True)
         profile = Turns(trainer, None).profile(0.8, tmp_path)
     assert profile.verdict.limit == "input" and profile.reached < 0.9 and profile.wait_share > 0.3
     assert profile.loader.per_second < 5.3  # a batch in 0.2 s
