@@ -63,7 +63,7 @@ def build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, replicas:
     transforms, written, keys = _stores(config, work, replicas)
     encode = LogEncoder(transforms, keys, store_features(config))
     with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="finish")) if workers > 1 else None
+        pool = stack.enter_context(ThreadPoolExecutor(2 * workers, thread_name_prefix="finish")) if workers > 1 else None
         numbers = _shards(config, shares)
         writer = RowWriter(work, journal, config, encode, sources["train"].arrow_schema, shards=numbers, pool=pool)
         write_rows(writer, config, sources, shares, splitter, pieces, replicas=replicas, workers=workers, progress=progress)

@@ -59,8 +59,8 @@ def small(values: pa.Array) -> tuple[np.ndarray, int] | None:
     if not pa.types.is_int32(values.type) or values.null_count or not len(values):
         return None
     numbers = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values)]
-    most = int(numbers.max())
-    return (numbers, most + 1) if most < MOST_SMALL and int(numbers.min()) >= 0 else None
+    most = int(numbers.view(np.uint32).max())  # negative ones are the largest so
+    return (numbers, most + 1) if most < MOST_SMALL else None
 
 
 def counted(values: pa.Array) -> tuple[pa.Int32Array, pa.Int64Array] | None:

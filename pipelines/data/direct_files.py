@@ -15,7 +15,7 @@ import numpy as np
 from .durable import naming
 
 BLOCK_BYTES = 4096
-_MOST_BYTES = 1 << 30  # of one call: the system takes less than 2 GiB
+_MOST_BYTES = 1 << 20  # of one call: a disk takes turns between calls, and what others write would wait for 16 MiB of reading
 
 
 def set_direct(descriptor: int, direct: bool) -> bool:

@@ -31,6 +31,7 @@ class VocabularyFit:
         self._config = config
         self._kind = kind
         self._counts: dict[pa.DataType, ValueCounts] = {}
+        self._of_small = np.zeros(0, np.int64)  # by number, of text that is read as numbers
         self._num_missing = 0
 
     def update(self, values: pa.Array, place: Place) -> None:
@@ -43,6 +44,8 @@ class VocabularyFit:
         Raises:
             ValueError: for missing values under `null: error` (file, column and row).
         """
+        if self._kind == "string" and (of_small := decimals.counted(values)):
+            return pa.table(dict(zip(("value", "count"), of_small)))  # text of small numbers, as numbers
         different, counts = _counted(values)
         try:
             found = self._canonical(different, place)
@@ -57,13 +60,28 @@ class VocabularyFit:
     def add(self, counted: pa.Table) -> None:
         """Count what `counted` gave."""
         values, counts = (one_array(counted[name]) for name in ("value", "count"))
+        if pa.types.is_int32(values.type):
+            self._count_small(values.to_numpy(), counts.to_numpy())
+            return
         missing = values.is_null()
         self._num_missing += pc.sum(counts.filter(missing)).as_py() or 0
         present = pc.invert(missing)
         self._counts.setdefault(values.type, ValueCounts()).add(values.filter(present), counts.filter(present))
 
+    def _count_small(self, values: np.ndarray, counts: np.ndarray) -> None:
+        if (missing := int(values.max(initial=-1)) + 1 - len(self._of_small)) > 0:
+            self._of_small = np.append(self._of_small, np.zeros(missing, np.int64))
+        self._of_small[values] += counts
+
+    def _settle(self) -> None:
+        """Counts of small numbers become those of their text."""
+        used, self._of_small, of_small = np.flatnonzero(self._of_small), self._of_small[:0], self._of_small
+        if len(used):
+            self._counts.setdefault(pa.string(), ValueCounts()).add(pa.array(used).cast(pa.string()), pa.array(of_small[used]))
+
     def state(self) -> Iterator[tuple[dict[str, Any], pa.Table]]:
         """What was counted so far: a key that JSON can hold, and a table, for each type of values."""
+        self._settle()
         tables = [table for counts in self._counts.values() if (table := counts.table()) is not None]
         for i, table in enumerate(tables or [_no_counts(pa.string())]):
             yield {"num_missing": 0 if i else self._num_missing}, table
@@ -99,6 +117,7 @@ class VocabularyFit:
 
     def _one_type(self) -> pa.Table:
         """Counts with one value type: integers and floats meet as integers where every float is one."""
+        self._settle()
         tables = {type: table for type, counts in self._counts.items() if (table := counts.table()) is not None}
         if self._kind == "string":
             return tables.get(pa.string(), _no_counts(pa.string()))

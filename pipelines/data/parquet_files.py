@@ -1,7 +1,7 @@
 """Parquet files as streams of record batches, decoded a few rows at a time whatever the row groups' size."""
 
 from collections.abc import Callable, Collection, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pyarrow as pa
@@ -36,6 +36,7 @@ class ParquetFiles:
     _memory_budget_bytes: int
     _dictionary_columns: list[str]
     _sized_by: list[str]
+    _rows_of: dict[str, int] = field(default_factory=dict)  # per file: of a batch
 
     @classmethod
     def open(
@@ -133,6 +134,8 @@ class ParquetFiles:
 
     def _batch_rows(self, path: str) -> int:
         """Rows whose decoded size is a fair share of the memory budget, by a look at the first ones."""
+        if path in self._rows_of:
+            return self._rows_of[path]
         try:
             probe = next(_open(path).iter_batches(_PROBE_ROWS, columns=self._sized_by), None)
         except _DAMAGED as error:
@@ -140,7 +143,8 @@ class ParquetFiles:
         if probe is None or not probe.num_rows:
             return _PROBE_ROWS
         row_bytes = max(sum(_bytes_per_row(column) for column in probe.columns), 1.0)
-        return int(min(max(self._memory_budget_bytes / _SHARE_OF_BUDGET / row_bytes, _LEAST_ROWS), _MOST_ROWS))
+        self._rows_of[path] = int(min(max(self._memory_budget_bytes / _SHARE_OF_BUDGET / row_bytes, _LEAST_ROWS), _MOST_ROWS))
+        return self._rows_of[path]
 
     def _conform(self, batch: pa.RecordBatch, path: str, row: int) -> pa.RecordBatch:
         batch = batch.select(self.schema.names)

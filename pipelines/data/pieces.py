@@ -18,6 +18,7 @@ from ..config import RunConfig
 from ..config.data import SequenceConfig, VocabularyIds, raw_columns
 from . import direct_files
 from .c_arguments import int32_array
+from .packed import num_words, packed, unpacked
 from .sources import Source, SourceBatch, uses
 from .values import one_array
 
@@ -26,9 +27,10 @@ _TEXT = "text"
 
 
 class _Kept(NamedTuple):
-    """What lies in a file: [num_values] int32, then [num_offsets] int64, then, if `is_text`, the texts that the values number."""
+    """What lies in a file: [num_values] numbers, then [num_offsets] int64, then, if `is_text`, the texts that are numbered."""
 
     num_values: int
+    bits: int
     num_offsets: int
     is_text: bool
 
@@ -89,9 +91,10 @@ class Pieces:
                 writer.write(pa.record_batch({_TEXT: values.dictionary}))
             rest.append(sink.getvalue().to_pybytes())
             values = values.indices
-        numbers = values.to_numpy().view(np.uint8)
-        self._kept[column, global_row] = _Kept(len(values), len(offsets), len(rest) > 1)
-        direct_files.write(self._path(column, global_row), numbers, bytes(-len(numbers) % _ALIGNMENT_BYTES) + b"".join(rest))
+        words, bits = packed(values.to_numpy())
+        self._kept[column, global_row] = _Kept(len(values), bits, len(offsets), len(rest) > 1)
+        padding = bytes(-words.nbytes % _ALIGNMENT_BYTES)
+        direct_files.write(self._path(column, global_row), words.view(np.uint8), padding + b"".join(rest))
 
     def restored(self, batch: SourceBatch) -> SourceBatch:
         """The batch with the columns that were kept; their files are gone then. Any thread may do this."""
@@ -108,10 +111,10 @@ class Pieces:
 
 
 def _read(path: Path, kept: _Kept) -> tuple[pa.Array, np.ndarray]:
-    num_bytes, first = path.stat().st_size, kept.num_values * 4
+    num_bytes, first = path.stat().st_size, 4 * num_words(kept.num_values, kept.bits)
     data = int32_array(-(-num_bytes // 4)).view(np.uint8)[:num_bytes]
     direct_files.read(path, data, num_direct=first)
-    values = pa.array(data[:first].view(np.int32))
+    values = pa.array(unpacked(data[:first].view(np.int32), kept.num_values, kept.bits))
     first += -first % _ALIGNMENT_BYTES
     offsets = data[first : first + kept.num_offsets * 8].view(np.int64)
     if kept.is_text:

@@ -25,7 +25,7 @@ _SIDECAR_CHUNK_ROWS = 1 << 16  # side columns are cut here, whatever batches the
 class _OpenShard:
     """A shard under way, in a folder whose name says so."""
 
-    def __init__(self, folder: Path, schema: Schema, sidecar_schema: pa.Schema, buffers: list[mmap]) -> None:
+    def __init__(self, folder: Path, schema: Schema, sidecar_schema: pa.Schema, buffers: list[mmap], pool: Executor | None) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
         self.schema = schema
@@ -33,7 +33,7 @@ class _OpenShard:
         self.files: dict[str, FileEntry] = {}
         """The arrays, when they are closed."""
         self.arrays = {
-            name: GrowingArray(folder / name, *kind, buffer=buffer)
+            name: GrowingArray(folder / name, *kind, buffer=buffer, pool=pool)
             for (name, kind), buffer in zip(array_files(schema).items(), buffers, strict=True)
         }
         self.ends = [0] * len(list_valued(schema))
@@ -82,7 +82,8 @@ class ShardWriter:
         numbers: of the shards that this writer writes, from the first on; the others are left alone.
         finished: those of them that an earlier writer finished; this one goes on behind them.
         on_finished: called with each shard that is complete on disk; with a pool, by one of its threads.
-        pool: forces shards to the disk while the next shards grow; None: it is done before going on.
+        pool: writes arrays while more rows come, and forces shards to the disk while the next ones grow; None: it is done
+            before going on.
     """
 
     def __init__(
@@ -135,7 +136,9 @@ class ShardWriter:
         while start < rows.num_rows:
             if self._open is None:
                 number = self._numbers[len(self._finished)]
-                self._open = _OpenShard(self.folder / f"{number:05d}.tmp", self.schema, self.sidecar_schema, self._buffers)
+                self._open = _OpenShard(
+                    self.folder / f"{number:05d}.tmp", self.schema, self.sidecar_schema, self._buffers, self._pool
+                )
             stop = min(rows.num_rows, start + self.rows_per_shard - self._open.num_rows)
             self._open.append(rows.slice(start, stop), sidecars.slice(start, stop - start))
             self.num_rows += stop - start

@@ -83,4 +83,4 @@ def test_a_full_disk_is_told_with_the_path() -> None:
 
 
 def test_buffers_share_what_there_is() -> None:
-    assert [len(buffers_for(n)[0]) for n in (1, 7, 100, 5000)] == [2**19, 2**19, 2**18, 2**16]
+    assert [len(buffers_for(n)[0]) for n in (1, 7, 100, 5000)] == [2**22, 2**22, 2**18, 2**17]
