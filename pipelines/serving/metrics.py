@@ -5,9 +5,11 @@ request and label (prometheus_client's way) costs more than decoding the request
 share a folder: each leaves its totals there once a second, and whichever worker is scraped adds them up.
 """
 
+import ctypes
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -15,6 +17,8 @@ import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from ..data.native import native_library
 
 SECONDS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 BATCH_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
@@ -24,6 +28,7 @@ _FRESH_SECONDS = 5.0
 _FOLD_AT = 1024  # requests
 _COUNT_AT = 256  # rows: requests wait while they are counted
 
+Answers = list[list[float]]
 Labels = tuple[str, ...]
 
 
@@ -195,36 +200,33 @@ class ModelMetrics:
         self._totals = totals
         self._tasks = tuple(tasks)
         self._features = dict(features)
-        self._unknown_rows = unknown_rows
-        self._ids: list[np.ndarray] = []  # of the batches that are not counted yet
-        self._answers: list[np.ndarray] = []
-        self._num_rows = 0
+        self._unknown_rows = np.ascontiguousarray(unknown_rows, np.int64)
+        self._num_rows_of: list[int] = []  # of the batches whose answers are not counted yet
+        self._answers: Answers = []
         self._num_known = np.zeros(len(unknown_rows), np.int64)  # [S], since the last fold
         self._num_unknown = np.zeros(len(unknown_rows), np.int64)
+        self._count_ids = _id_counter(self._unknown_rows, self._num_known, self._num_unknown)
 
-    def on_batch(self, ids_NS: np.ndarray, answers_NT: np.ndarray) -> None:
-        """Called by the batcher with every call of the graph; the ids are copied."""
-        self._ids.append(ids_NS.copy())
-        self._answers.append(answers_NT)
-        self._num_rows += len(ids_NS)
-        if self._num_rows >= _COUNT_AT:
+    def on_batch(self, ids_NS: np.ndarray, ids_at: int, answers: Answers) -> None:
+        """Called by the batcher with every call of the graph; see `OnBatch` there."""
+        self._count_ids(ids_NS, ids_at)
+        self._num_rows_of.append(len(answers))
+        self._answers += answers
+        if len(self._answers) >= _COUNT_AT:
             self._count()
 
     def _count(self) -> None:
         totals, labels = self._totals, self.labels
-        totals.observe("trm_batch_rows", labels, np.array([len(ids) for ids in self._ids], np.float64))
-        totals.count("trm_rows", labels, self._num_rows)
-        answers = np.concatenate(self._answers)
+        totals.observe("trm_batch_rows", labels, np.array(self._num_rows_of, np.float64))
+        totals.count("trm_rows", labels, len(self._answers))
+        answers_NT = np.array(self._answers)
         for index, task in enumerate(self._tasks):
-            totals.observe("trm_score", (*labels, task), answers[:, index].astype(np.float64))
-        ids = np.concatenate(self._ids)
-        self._num_known += np.count_nonzero(ids, axis=0)
-        self._num_unknown += np.count_nonzero(ids == self._unknown_rows, axis=0)
-        self._ids, self._answers, self._num_rows = [], [], 0
+            totals.observe("trm_score", (*labels, task), answers_NT[:, index])
+        self._num_rows_of, self._answers = [], []
 
     def fold(self) -> None:
         """Everything up to now into the totals."""
-        if self._ids:
+        if self._answers:
             self._count()
         for feature, slots in self._features.items():
             self._totals.count("trm_ids", (*self.labels, feature), int(self._num_known[slots].sum()))
@@ -239,6 +241,41 @@ class ModelMetrics:
         difference = np.abs(np.asarray(shadow) - np.asarray(given))
         for index, task in enumerate(self._tasks):
             self._totals.observe("trm_shadow_difference", (*self.labels, task), difference[:, index])
+
+
+class _Counts(ctypes.Structure):
+    """As in id_counts.c."""
+
+    _fields_ = [("num_slots", ctypes.c_int64), *((name, ctypes.c_void_p) for name in ("unknown_rows", "known", "unknown"))]
+
+
+@cache
+def _counting_function() -> Callable[[int, int, int], None] | None:
+    library = native_library("id_counts", "ids are counted by numpy", sources=Path(__file__).parent)
+    if library is None:
+        return None
+    count_ids = ctypes.PyDLL("", handle=library._handle).count_ids
+    count_ids.argtypes, count_ids.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64), None
+    return count_ids
+
+
+def _id_counter(unknown_rows: np.ndarray, num_known: np.ndarray, num_unknown: np.ndarray) -> Callable[[np.ndarray, int], None]:
+    """A function that adds one batch's [N, S] ids, and the address of the first, to the counts [S]."""
+    function = _counting_function()
+    if function is None:
+
+        def count(ids_NS: np.ndarray, ids_at: int) -> None:
+            num_known[:] += np.count_nonzero(ids_NS, axis=0)
+            num_unknown[:] += np.count_nonzero(ids_NS == unknown_rows, axis=0)
+
+        return count
+    counts = _Counts(len(unknown_rows), *(array.ctypes.data for array in (unknown_rows, num_known, num_unknown)))
+    counts_at = ctypes.addressof(counts)
+
+    def count_in_c(ids_NS: np.ndarray, ids_at: int, counts: _Counts = counts) -> None:
+        function(counts_at, ids_at, len(ids_NS))
+
+    return count_in_c
 
 
 class _Families(Collector):

@@ -51,6 +51,7 @@ class ServedGraph:
             num_slots=self.encoder.num_slots,
             num_dense=self.encoder.num_dense,
             max_rows=max_batch_rows,
+            bind=graph.bind,
             on_batch=on_batch,
         )
 
