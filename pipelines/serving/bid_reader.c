@@ -5,11 +5,13 @@
 
 #include "row_slots.h"
 
-enum { MOST_DEPTH = 64 };
+enum { MOST_DEPTH = 64, MOST_KEY = 1 << 12 };
+enum { TIMESTAMP, ID, IMP_ID, BIDFLOOR, TMAX }; /* the values after the columns' */
 
 /* ---------------------------------------------------------------- what bid_reader.py knows of a request and of a mapping */
 
 enum { NODE_TEXT, NODE_INTEGER, NODE_NUMBER, NODE_SCALAR, NODE_OBJECT, NODE_LIST }; /* SCALAR: below ext; a list may stand there, too */
+enum { NOT_IN_KEY, ITS_JSON, THAT_IT_IS_THERE };
 
 typedef struct {
   int64_t type, is_optional; /* null may stand for it */
@@ -19,6 +21,7 @@ typedef struct {
   int64_t first_member;
   uint64_t required;                                      /* a bit per member */
   int64_t item, is_single, first_column, num_columns; /* LIST: node of the items; columns whose lists are there from here on */
+  int64_t in_key;
 } Node;
 
 typedef struct {
@@ -28,12 +31,17 @@ typedef struct {
 typedef struct {
   Plan *rows;
   const Node *nodes;
-  const Value *fixed; /* [num_columns + 1]: what the values are before a request is read */
+  const Value *fixed; /* [num_columns + MORE_VALUES]: what the values are before a request is read */
   const int64_t *list_columns;
   const Derived *derived;
   const int64_t *own_columns; /* of the offer */
   int64_t num_list_columns, most_items, num_derived, num_own_columns;
-  int64_t num_items; /* of the request that was read */
+  char *key; /* [MOST_KEY]: equal for requests on equal terms */
+  /* of the request that was read */
+  int64_t num_items, key_length; /* > MOST_KEY: too long */
+  int64_t id_at, id_length, imp_id_at, imp_id_length; /* in the body; -1: it has escapes */
+  int64_t has_bidfloor, has_tmax, tmax;
+  double bidfloor;
 } BidPlan;
 
 /* Parses a value that does not come with a request; `json` must stay valid and end with a byte that is not read. */
@@ -147,7 +155,30 @@ static int keep(BidPlan *plan, const Node *node, const Value *found) {
   return 1;
 }
 
+static void add_to_key(BidPlan *plan, const Node *node, const char *json, int64_t length) {
+  const uint32_t head[2] = {(uint32_t)(node - plan->nodes), (uint32_t)length};
+  char *out = plan->key + plan->key_length;
+  plan->key_length += (int64_t)sizeof head + length;
+  if (plan->key_length > MOST_KEY) {
+    plan->key_length = MOST_KEY + 1; /* and more of it every time */
+    return;
+  }
+  memcpy(out, head, sizeof head);
+  memcpy(out + sizeof head, json, (size_t)length);
+}
+
+static int read_value(BidPlan *plan, const Node *node);
+
 static int read_node(BidPlan *plan, const Node *node) {
+  const char *start = plan->rows->json.at;
+  if (!read_value(plan, node))
+    return 0;
+  if (node->in_key && (node->in_key == ITS_JSON || *start != 'n'))
+    add_to_key(plan, node, start, node->in_key == ITS_JSON ? plan->rows->json.at - start : 0);
+  return 1;
+}
+
+static int read_value(BidPlan *plan, const Node *node) {
   Json *json = &plan->rows->json;
   if (node->type == NODE_OBJECT || node->type == NODE_LIST) {
     if (json->at < json->end && *json->at == 'n')
@@ -194,13 +225,28 @@ static int join(Plan *rows, Value *value, char separator) {
   return 1;
 }
 
+static void place_of(const Value *text, const char *body, int64_t length, int64_t *at, int64_t *text_length) {
+  const int is_in_body = text->text >= body && text->text <= body + length;
+  *at = is_in_body ? text->text - body : -1;
+  *text_length = text->length;
+}
+
+static void take_own(BidPlan *plan, const char *body, int64_t length) {
+  const Value *own = plan->rows->values + plan->rows->num_columns;
+  place_of(own + ID, body, length, &plan->id_at, &plan->id_length);
+  place_of(own + IMP_ID, body, length, &plan->imp_id_at, &plan->imp_id_length);
+  plan->has_bidfloor = own[BIDFLOOR].kind == FLOAT, plan->bidfloor = own[BIDFLOOR].number;
+  plan->has_tmax = own[TMAX].kind == INTEGER, plan->tmax = own[TMAX].integer;
+}
+
 /* A request of one impression. */
 int read_bid(BidPlan *plan, const char *body, int64_t length) {
   Plan *rows = plan->rows;
   Json *json = &rows->json;
   json->at = body, json->end = body + length;
   json->num_items = plan->num_list_columns * plan->most_items, json->num_unescaped = 0;
-  memcpy(rows->values, plan->fixed, (size_t)(rows->num_columns + 1) * sizeof(Value));
+  memcpy(rows->values, plan->fixed, (size_t)(rows->num_columns + MORE_VALUES) * sizeof(Value));
+  plan->key_length = 0;
   skip_space(json);
   if (!read_node(plan, plan->nodes))
     return 0;
@@ -215,6 +261,7 @@ int read_bid(BidPlan *plan, const char *body, int64_t length) {
       return 0;
   }
   plan->num_items = json->num_items;
+  take_own(plan, body, length);
   return 1;
 }
 

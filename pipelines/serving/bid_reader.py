@@ -6,19 +6,22 @@ every error, goes through openrtb.py and bid_mapping.py.
 
 import ctypes
 import logging
+import struct
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..data.native import native_library
 from .bid_mapping import LocalTime, RowMapping
-from .bid_nodes import NodeTree, NotForC
+from .bid_nodes import OWN, NodeTree, NotForC
+from .bid_terms import Asked
 from .messages import encode_json
 from .row_reader import RowReader
 
 _FOUND_TEXT, _FOUND_INTEGER, _FOUND_FLOAT, _FOUND_LIST = range(2, 6)  # flat_json.h
 _ADDRESS, _COUNT = ctypes.c_void_p, ctypes.c_int64
 _SECONDS_PER_MINUTE = 60
+_MOST_KEY = 1 << 12  # bytes, as in bid_reader.c
 log = logging.getLogger(__name__)
 
 
@@ -33,8 +36,16 @@ class _BidPlan(ctypes.Structure):
 
     _fields_ = [
         *((name, _ADDRESS) for name in ("rows", "nodes", "fixed", "list_columns", "derived", "own_columns")),
-        *((name, _COUNT) for name in ("num_list_columns", "most_items", "num_derived", "num_own_columns", "num_items")),
+        *((name, _COUNT) for name in ("num_list_columns", "most_items", "num_derived", "num_own_columns")),
+        ("key", _ADDRESS),
+        ("num_items", _COUNT),
+        *((name, _COUNT) for name in ("key_length", "id_at", "id_length", "imp_id_at", "imp_id_length")),
+        *((name, _COUNT) for name in ("has_bidfloor", "has_tmax", "tmax")),
+        ("bidfloor", ctypes.c_double),
     ]
+
+
+_of_request, _OF_REQUEST_AT = struct.Struct("=8qd"), _BidPlan.key_length.offset
 
 
 @cache
@@ -66,9 +77,9 @@ class BidReader:
         self._time = mapping.time if mapping.of_time else None
         self._time_columns = [(reader.columns[column], key) for column, key in mapping.of_time.items()]
         self._minute = -1
-        self._timestamp = len(reader.columns)  # the value after the columns'
+        self._timestamp = len(reader.columns)  # the value after the columns', and after it what is the request's own
         self._texts: dict[tuple[type, Any], bytes] = {}  # what values that come with no request point to
-        self._fixed = (_Value * (len(reader.columns) + 1))()
+        self._fixed = (_Value * (len(reader.columns) + 1 + len(OWN)))()
         self._values = (_Value * len(self._fixed)).from_address(reader.values)
         for column, value in mapping.constants.items():
             self._put(self._fixed[reader.columns[column]], value, column)
@@ -78,6 +89,8 @@ class BidReader:
         self._own_columns = (_COUNT * len(mapping.of_offer))(*(reader.columns[c] for c in mapping.of_offer))
         self._own: dict[tuple[Any, ...], int | None] = {}  # addresses of offers' values
         self._kept: list[ctypes.Array[_Value]] = []
+        key = bytearray(_MOST_KEY)
+        self._key = memoryview(key)
         self._plan = _BidPlan(
             rows=reader.plan,
             nodes=ctypes.addressof(tree.nodes),
@@ -89,6 +102,7 @@ class BidReader:
             most_items=tree.most_items,
             num_derived=len(tree.derived),
             num_own_columns=len(self._own_columns),
+            key=ctypes.addressof(ctypes.c_char.from_buffer(key)),
         )
         self._address = ctypes.addressof(self._plan)
 
@@ -117,6 +131,18 @@ class BidReader:
             self._put_time(time.of(now), self._fixed)
         return bool(self._read_bid(self._address, body, len(body)))
 
+    def asked(self, body: bytes) -> tuple[Asked, bytes] | None:
+        """Of the request that was read last, what is its own, and bytes that requests on other terms do not have.
+
+        Returns:
+            None for ids with escapes, and where the terms are longer than 4 KiB.
+        """
+        key_length, at, length, imp_at, imp_length, has_floor, has_tmax, tmax, floor = _of_request.unpack_from(self._plan, _OF_REQUEST_AT)
+        if key_length > _MOST_KEY or at < 0 or imp_at < 0:
+            return None
+        imp = body[imp_at : imp_at + imp_length].decode(), floor if has_floor else None
+        return Asked(body[at : at + length].decode(), tmax if has_tmax else None, [imp]), bytes(self._key[:key_length])
+
     def encode(self, values: tuple[Any, ...], ids: int, dense: int) -> bool:
         """Whether the row of one offer on the request was decided, and written to `ids` (the address of S int64) and `dense` (of D
         float32).
@@ -124,7 +150,10 @@ class BidReader:
         Args:
             values: `RowMapping.offer_values`.
         """
-        own = self._own[values] if values in self._own else self._own_of(values)
+        try:
+            own = self._own[values]
+        except KeyError:
+            own = self._own_of(values)
         return own is not None and self._encode_bid(self._address, own, ids, dense) and self._reader.take_steps(dense)
 
     def _own_of(self, values: tuple[Any, ...]) -> int | None:

@@ -11,12 +11,15 @@ from .batcher import Waiting
 from .bid_config import load_bid_config
 from .bid_mapping import RowMapping
 from .bid_reader import BidReader
-from .bidding import Bidder, Plan, separators
+from .bid_terms import Asked, Terms, separators
+from .bidding import Bidder, Plan
 from .messages import HttpError, Request, Response, Route, encode_json
 from .models import Deployment, Models, ServedModel, checked
-from .openrtb import VERSION, Auction, BidRequest, BidResponse, NoBid, decode_auction, decode_request, encode_response
+from .openrtb import VERSION, Auction, BidRequest, NoBid, decode_auction, decode_request, encode_response
 
 _HEADERS = ((b"x-openrtb-version", VERSION.encode()),)
+_MOST_TERMS = 4096
+FindTerms = Callable[[Auction, RowMapping], Terms | NoBid]
 _NO_CONTENT = Response(b"", status=204, headers=_HEADERS)
 
 
@@ -78,35 +81,41 @@ class BidRoutes:
         deployment = self._deployment
         model = deployment.choose(request.key) if deployment.split else deployment.current
         scorer = self._scorers.get(model.version)
-        given: Auction | None = scorer.read(request.body, now) if scorer is not None and scorer.model is model else None
-        if given is None:
-            scorer = None
-            given = _decoded(request)
-        deadline = None if given.tmax is None else arrived + given.tmax / 1000 - self._margin_seconds
+        bidder = self.bidder
+        read = scorer.read(request.body, now, bidder.terms) if scorer is not None and scorer.model is model else None
+        if read is not None:
+            assert scorer is not None
+            asked, terms = read
+        else:
+            whole = _decoded(request)
+            asked = Asked.of(whole)
+        deadline = None if asked.tmax is None else arrived + asked.tmax / 1000 - self._margin_seconds
         if deadline is not None and deadline <= arrived:
-            return self._no_bid(self.bidder.no_bid(given, NoBid.INSUFFICIENT_AUCTION_TIME))
-        scorer = scorer or self.scorer_for(model)
-        plan = self.bidder.plan(given, scorer.mapping, now)
+            return self._no_bid(asked, NoBid.INSUFFICIENT_AUCTION_TIME)
+        if read is None:
+            scorer = self.scorer_for(model)
+            terms = bidder.terms(whole, scorer.mapping)
+        plan = bidder.plan(asked, terms, now)
         if isinstance(plan, NoBid):
-            return self._no_bid(self.bidder.no_bid(given, plan))
+            return self._no_bid(asked, plan)
         try:
-            waiting = scorer.submit(plan) if type(given) is Auction else None
+            waiting = scorer.submit(plan) if read is not None else None
             if waiting is not None:
                 answers = checked(await waiting)
             else:
-                whole = given if isinstance(given, BidRequest) else _decoded(request)
+                whole = whole if read is None else _decoded(request)
                 answers = await model.score(scorer.mapping.rows(whole, plan.rows, now), from_json=True)
         except ValueError as error:
             raise HttpError(400, str(error)) from None
         if deadline is not None and time.perf_counter() > deadline:
-            return self._no_bid(self.bidder.no_bid(given, NoBid.INSUFFICIENT_AUCTION_TIME))
-        answer = self.bidder.answer(plan, answers, now)
+            return self._no_bid(asked, NoBid.INSUFFICIENT_AUCTION_TIME)
+        answer = bidder.answer(plan, answers, now)
         if isinstance(answer, NoBid):
-            return self._no_bid(self.bidder.no_bid(given, answer))
+            return self._no_bid(asked, answer)
         return Response(encode_response(answer), headers=_HEADERS)
 
-    @staticmethod
-    def _no_bid(response: BidResponse | None) -> Response:
+    def _no_bid(self, asked: Asked, reason: NoBid) -> Response:
+        response = self.bidder.no_bid(asked.id, reason)
         return _NO_CONTENT if response is None else Response(encode_response(response), headers=_HEADERS)
 
     async def state(self, request: Request) -> Response:
@@ -154,12 +163,29 @@ class BidScorer:
         self.mapping = mapping
         self._graph = model.ranker
         self.reader = BidReader.of(self._graph.encoder.reader, mapping)
+        self._terms: dict[bytes, Terms | NoBid] = {}
 
-    def read(self, body: bytes, now: float) -> Auction | None:
-        """What decides on a bid for a request whose rows can be submitted, until another one is read; None for any other body."""
-        if self.reader is None or not self.reader.read(body, now):
+    def read(self, body: bytes, now: float, find_terms: FindTerms) -> tuple[Asked, Terms | NoBid] | None:
+        """What is asked and on which terms, for a request whose rows can be submitted until another one is read; None for any
+        other body.
+
+        Args:
+            find_terms: `Bidder.terms`, for terms that were not asked for before.
+        """
+        reader = self.reader
+        if reader is None or not reader.read(body, now):
             return None
-        return decode_auction(body)
+        found = reader.asked(body)
+        if found is None:
+            auction = decode_auction(body)
+            return Asked.of(auction), find_terms(auction, self.mapping)
+        asked, key = found
+        terms = self._terms.get(key)
+        if terms is None:
+            if len(self._terms) >= _MOST_TERMS:
+                self._terms.clear()
+            terms = self._terms[key] = find_terms(decode_auction(body), self.mapping)
+        return asked, terms
 
     def submit(self, plan: Plan) -> Waiting | None:
         """Submit the rows of a plan for the request that was read last; None where they are to be made by `RowMapping.rows`."""

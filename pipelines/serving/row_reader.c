@@ -9,7 +9,7 @@ void plan_free(Plan *plan) {
   free(plan->values), free(plan->lookups), free(plan->json.items), free(plan->json.unescaped), free(plan);
 }
 
-/* [num_columns + 1] */
+/* [num_columns + MORE_VALUES] */
 Value *plan_values(Plan *plan) { return plan->values; }
 
 void hash_keyed(uint64_t seed, Blake2b *out) { *out = blake2b_keyed(seed); }
@@ -26,7 +26,7 @@ Plan *plan_new(
       .columns = columns, .ids = ids, .numbers = numbers, .aligned = aligned, .raw = raw, .num_columns = num_columns,
       .num_ids = num_ids, .num_numbers = num_numbers, .num_aligned = num_aligned, .num_slots = num_slots,
   };
-  plan->values = calloc((size_t)num_columns + 1, sizeof(Value));
+  plan->values = calloc((size_t)num_columns + MORE_VALUES, sizeof(Value));
   plan->lookups = calloc((size_t)num_slots + 1, sizeof(Lookup));
   plan->json.items = calloc(MOST_ITEMS, sizeof(Value));
   plan->json.unescaped = malloc(MOST_UNESCAPED);

@@ -13,6 +13,7 @@ static const double MOST_EXACT = 9007199254740992.0; /* 2^53 */
 
 enum { BY_TEXT, HASHED_TEXT, BY_INTEGER, BY_FLOAT, HASHED_NUMBER, BUCKETS, IDENTITY }; /* how values become rows of the feature's table */
 enum { ONE, MANY, SEPARATED };
+enum { MORE_VALUES = 5 }; /* than columns, for whoever needs them: bid_reader.c */
 enum { FILL, CLIP, SCALE, IS_MISSING }; /* as in ../data/dense.c */
 
 typedef struct {
@@ -51,7 +52,7 @@ typedef struct {
   int64_t num_columns, num_ids, num_numbers, num_aligned, num_slots;
   /* scratch */
   Json json;
-  Value *values;   /* [num_columns + 1]; the last is for whoever needs one more */
+  Value *values;   /* [num_columns + MORE_VALUES] */
   Lookup *lookups; /* [num_slots] */
   int64_t num_lookups;
 } Plan;

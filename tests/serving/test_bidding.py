@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torchrec_models.pipelines.config import ConfigError
 from torchrec_models.pipelines.serving.bid_config import BidConfig, load_bid_config, parse_bid_config
 from torchrec_models.pipelines.serving.bid_mapping import RowMapping, compile_path
-from torchrec_models.pipelines.serving.bidding import Bidder, bid_price
+from torchrec_models.pipelines.serving.bid_terms import Asked
+from torchrec_models.pipelines.serving.bidding import Bidder, Plan, bid_price
 from torchrec_models.pipelines.serving.codec import Column
 from torchrec_models.pipelines.serving.openrtb import BidRequest, BidResponse, NoBid, decode_request
 
@@ -65,11 +66,15 @@ def request(**changes: Any) -> BidRequest:
     return decode_request(json.dumps({"id": "r", "imp": [IMP]} | changes).encode())
 
 
+def plan_of(bidder: Bidder, asked: BidRequest, now: float) -> Plan | NoBid:
+    return bidder.plan(Asked.of(asked), bidder.terms(asked, mapping(bidder.config)), now)
+
+
 def bid(asked: BidRequest, *, p: float = 0.01, **changes: Any) -> Any:
     """(impid, price, cid, crid, cur) of every bid, or the reason why there is none; every row is answered with `p`."""
     given = config(**changes)
     bidder = Bidder(given, ["click"], now=NOW)
-    plan = bidder.plan(asked, mapping(given), NOW)
+    plan = plan_of(bidder, asked, NOW)
     answer = plan if isinstance(plan, NoBid) else bidder.answer(plan, [[p]] * len(plan.rows), NOW)
     if isinstance(answer, NoBid):
         return answer
@@ -104,7 +109,7 @@ def test_an_action_is_worth_its_rate_or_its_own_prediction() -> None:
     assert bid(request(), p=0.01, campaigns=rate) == [("1", 10.0, "shoes", "c1", "USD")]
     given = config(campaigns=[campaign(value={"per": "action", "amount": 20.0, "task": "click", "rate_task": "buy"})])
     bidder = Bidder(given, ["buy", "click"], now=NOW)
-    plan = bidder.plan(request(), mapping(given), NOW)
+    plan = plan_of(bidder, request(), NOW)
     assert not isinstance(plan, NoBid)
     answer = bidder.answer(plan, [[0.1, 0.02]], NOW)
     assert isinstance(answer, BidResponse) and answer.seatbid
@@ -247,7 +252,7 @@ def test_each_impression_gets_the_best_offer() -> None:
     bidder = Bidder(given, ["click"], now=NOW)
     imps = [IMP | {"id": "x"}, {"id": "y", "banner": {"w": 728, "h": 90}}, {"id": "z"}]
     asked = request(imp=imps)
-    plan = bidder.plan(asked, mapping(given), NOW)
+    plan = plan_of(bidder, asked, NOW)
     assert not isinstance(plan, NoBid)
     assert [row["creative"] for row in mapping(given).rows(asked, plan.rows, NOW)] == ["a", "b", "d", "c"]
     for answers, expected in (
@@ -265,7 +270,7 @@ def test_creatives_share_a_row_where_the_model_cannot_tell_them_apart() -> None:
     columns = {k: v for k, v in CONFIG["columns"].items() if k != "creative"}
     creatives = [{"id": str(i), "w": 300, "h": 250} for i in range(3)]
     given = config(columns=columns, left_missing=["age", "creative"], campaigns=[campaign(creatives=creatives)])
-    plan = Bidder(given, ["click"], now=NOW).plan(request(), mapping(given), NOW)
+    plan = plan_of(Bidder(given, ["click"], now=NOW), request(), NOW)
     assert not isinstance(plan, NoBid)
     assert len(plan.rows) == 1
     assert [offer.creative.id for offer in plan.chances[0].offers] == ["0", "1", "2"]
@@ -277,7 +282,7 @@ def test_a_spent_budget_leaves_the_impression_to_the_next_campaign() -> None:
     bidder = Bidder(given, ["click"], now=NOW)
     found = []
     for _ in range(3):
-        plan = bidder.plan(request(), mapping(given), NOW)
+        plan = plan_of(bidder, request(), NOW)
         assert not isinstance(plan, NoBid)
         answer = bidder.answer(plan, [[0.01]] * len(plan.rows), NOW)
         assert isinstance(answer, BidResponse) and answer.seatbid
@@ -285,7 +290,7 @@ def test_a_spent_budget_leaves_the_impression_to_the_next_campaign() -> None:
     assert [(b.cid, b.price) for b in found] == [("rich", 10.0), ("shoes", 5.0), ("shoes", 5.0)]
     assert found[0].nurl == f"https://bid.example/win/{found[0].id}/${{AUCTION_PRICE}}"
     bidder.notices.win(found[0].id, 4.0, NOW + 1)  # 0.004 of 0.015: there is room for another 0.010
-    plan = bidder.plan(request(), mapping(given), NOW + 2)
+    plan = plan_of(bidder, request(), NOW + 2)
     assert not isinstance(plan, NoBid)
     answer = bidder.answer(plan, [[0.01]] * len(plan.rows), NOW + 2)
     assert isinstance(answer, BidResponse) and answer.seatbid
@@ -297,7 +302,7 @@ def test_a_spent_budget_leaves_the_impression_to_the_next_campaign() -> None:
 
 def rows_of(asked: BidRequest, **changes: Any) -> list[dict[str, Any]]:
     given = config(**changes)
-    plan = Bidder(given, ["click"], now=NOW).plan(asked, mapping(given), NOW)
+    plan = plan_of(Bidder(given, ["click"], now=NOW), asked, NOW)
     assert not isinstance(plan, NoBid)
     return mapping(given).rows(asked, plan.rows, NOW)
 
