@@ -80,7 +80,9 @@ class App:
         self.routes = tuple(routes)
         self.limits = limits
         self.num_in_work = 0
+        self.most_in_work = limits.concurrent_requests
         self.draining = False
+        self.has_token = bool(token)
         self._token = token.encode()
         self._open_paths = open_paths
         self._observe = observe
@@ -144,7 +146,7 @@ class App:
 
     def is_overloaded(self, route: Route) -> bool:
         """Whether a request for this route is to be refused with `OVERLOAD`, after `seconds_to_refusal`."""
-        return self.num_in_work >= self.limits.concurrent_requests and route.path not in self._open_paths
+        return self.num_in_work >= self.most_in_work and route.path not in self._open_paths
 
     def seconds_to_refusal(self) -> float:
         """How long this refusal waits for its turn: 0 until a tenth of a second's refusals came at once."""
@@ -158,7 +160,7 @@ class App:
         Raises:
             HttpError: 401 and 403 where a token is missing or wrong.
         """
-        if (self._token or route.admin) and route.path not in self._open_paths:
+        if (self.has_token or route.admin) and route.path not in self._open_paths:
             self._check_token(request)
 
     def response_to(self, error: Exception, request: Request) -> Response:

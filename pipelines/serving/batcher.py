@@ -112,7 +112,13 @@ class Batcher:
 
     def submit_next_row(self) -> Waiting:
         """Queue the row that was written at `next_row`."""
-        return self._submit_small(Waiting(1))
+        waiting = Waiting(1)
+        self._small.append(waiting)
+        self._num_small_rows += 1
+        self.queued_rows += 1
+        if not self._scheduled:
+            self._schedule()
+        return waiting
 
     def submit(self, ids_NS: np.ndarray, dense_ND: np.ndarray) -> Waiting:
         """Queue a request's rows."""
@@ -122,22 +128,20 @@ class Batcher:
             return waiting
         if num_rows > self._max_rows:
             self._large.append(_Large(waiting, ids_NS, dense_ND))
-            self._schedule(num_rows)
+            self.queued_rows += num_rows
+            self._schedule()
             return waiting
         if self._num_small_rows + num_rows > self._max_rows:
             self._score_small()
         place = slice(self._num_small_rows, self._num_small_rows + num_rows)
         self._ids_NS[place], self._dense_ND[place] = ids_NS, dense_ND
-        return self._submit_small(waiting)
-
-    def _submit_small(self, waiting: Waiting) -> Waiting:
         self._small.append(waiting)
-        self._num_small_rows += waiting.num_rows
-        self._schedule(waiting.num_rows)
+        self._num_small_rows += num_rows
+        self.queued_rows += num_rows
+        self._schedule()
         return waiting
 
-    def _schedule(self, num_rows: int) -> None:
-        self.queued_rows += num_rows
+    def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             if self._loop is None:

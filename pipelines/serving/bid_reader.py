@@ -120,26 +120,24 @@ class BidReader:
             log.info("bid requests are read in Python, which is slower: %s", reason)
             return None
 
-    def read(self, body: bytes, now: float) -> bool:
-        """Whether a request was decided: it is a `BidRequest` of one impression."""
-        time = self._time
-        if time is None or time.path is not None:
-            decided = self._read_bid(self._address, body, len(body))
-            return bool(decided) and (time is None or self._take_time(time))
-        if int(now // _SECONDS_PER_MINUTE) != self._minute:
-            self._minute = int(now // _SECONDS_PER_MINUTE)
-            self._put_time(time.of(now), self._fixed)
-        return bool(self._read_bid(self._address, body, len(body)))
-
-    def asked(self, body: bytes) -> tuple[Asked, bytes] | None:
-        """Of the request that was read last, what is its own, and bytes that requests on other terms do not have.
+    def read(self, body: bytes, now: float) -> tuple[Asked | None, bytes] | None:
+        """What is asked by a request, and bytes that no request on other terms has; its rows can be encoded then.
 
         Returns:
-            None for ids with escapes, and where the terms are longer than 4 KiB.
+            None for an undecided request: it may be no `BidRequest`, or one of several impressions. (None, b"") for one whose ids have
+            escapes, and for terms of more than 4 KiB.
         """
+        time = self._time
+        if time is not None and time.path is None and int(now // _SECONDS_PER_MINUTE) != self._minute:
+            self._minute = int(now // _SECONDS_PER_MINUTE)
+            self._put_time(time.of(now), self._fixed)
+        if not self._read_bid(self._address, body, len(body)):
+            return None
+        if time is not None and time.path is not None and not self._take_time(time):
+            return None
         key_length, at, length, imp_at, imp_length, has_floor, has_tmax, tmax, floor = _of_request.unpack_from(self._plan, _OF_REQUEST_AT)
         if key_length > _MOST_KEY or at < 0 or imp_at < 0:
-            return None
+            return None, b""
         imp = body[imp_at : imp_at + imp_length].decode(), floor if has_floor else None
         return Asked(body[at : at + length].decode(), tmax if has_tmax else None, [imp]), bytes(self._key[:key_length])
 
@@ -154,7 +152,9 @@ class BidReader:
             own = self._own[values]
         except KeyError:
             own = self._own_of(values)
-        return own is not None and self._encode_bid(self._address, own, ids, dense) and self._reader.take_steps(dense)
+        if own is None or not self._encode_bid(self._address, own, ids, dense):
+            return False
+        return not self._reader.has_steps or self._reader.take_steps(dense)
 
     def _own_of(self, values: tuple[Any, ...]) -> int | None:
         own = (_Value * len(values))()

@@ -172,14 +172,13 @@ class BidScorer:
         Args:
             find_terms: `Bidder.terms`, for terms that were not asked for before.
         """
-        reader = self.reader
-        if reader is None or not reader.read(body, now):
-            return None
-        found = reader.asked(body)
+        found = None if self.reader is None else self.reader.read(body, now)
         if found is None:
+            return None
+        asked, key = found
+        if asked is None:
             auction = decode_auction(body)
             return Asked.of(auction), find_terms(auction, self.mapping)
-        asked, key = found
         terms = self._terms.get(key)
         if terms is None:
             if len(self._terms) >= _MOST_TERMS:

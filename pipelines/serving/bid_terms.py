@@ -202,10 +202,10 @@ class Rules:
                 offers.append(Offer(i, creative, row))
         return offers
 
-    def floor(self, bidfloor: float | None, floor_currency: str, terms: Terms) -> float | None:
+    def floor(self, bidfloor: float, floor_currency: str, terms: Terms) -> float | None:
         """The floor in the bids' currency, exact where it is given in it; None where there is no rate."""
-        if not bidfloor or floor_currency == terms.currency:
-            return bidfloor or 0.0
+        if floor_currency == terms.currency:
+            return bidfloor
         floor_rate = self.rates.get(floor_currency)
         return None if floor_rate is None else bidfloor * floor_rate / terms.rate
 

@@ -116,7 +116,7 @@ class Bidder:
         chances: list[Chance] = []
         for fit in terms.fits:
             name, bidfloor = asked.imps[fit.imp]
-            floor = self._rules.floor(bidfloor, fit.floor_currency, terms)
+            floor = self._rules.floor(bidfloor, fit.floor_currency, terms) if bidfloor else 0.0
             if floor is None:
                 reason = NoBid.CURRENCY
                 continue

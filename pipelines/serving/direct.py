@@ -49,11 +49,11 @@ class DirectProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """uvicorn's, with one timer as long as the connection lives: a new one after each answer costs more than parsing a head."""
-        if self.pipeline or self.transport.is_closing():
+        flow = self.flow
+        if self.pipeline or flow.read_paused or self.transport.is_closing():
             super().on_response_complete()
             return
         self.server_state.total_requests += 1
-        self.flow.resume_reading()
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
@@ -79,7 +79,7 @@ class DirectProtocol(HttpToolsProtocol):
         if route is None:
             self._to_asgi(b"")
         else:
-            self._arriving = _Exchange(self, route)
+            self._arriving = _Exchange(self, route, self.headers)
 
     def on_body(self, body: bytes) -> None:
         if self._arriving is None:
@@ -95,10 +95,6 @@ class DirectProtocol(HttpToolsProtocol):
             return
         self._arriving = None
         self._remember(exchange)
-        self._begin(exchange)
-
-    def _begin(self, exchange: "_Exchange") -> None:
-        self.cycle = exchange  # type: ignore[assignment]
         exchange.begin()
 
     def _remember(self, exchange: "_Exchange") -> None:
@@ -110,17 +106,14 @@ class DirectProtocol(HttpToolsProtocol):
             heads[self._received[:num_bytes]] = KnownHead(exchange.route, self.headers, len(exchange.body))
 
     def data_received(self, data: bytes) -> None:
-        received = data if self._is_between_requests else b""
-        num_bytes = received.find(_END_OF_HEAD) + len(_END_OF_HEAD)
-        known = self.app.known_heads.get(received[:num_bytes])
-        if known is not None and known.body_bytes == len(data) - num_bytes and self._can_go_directly():
-            self._unset_keepalive_if_required()
-            self.headers = known.headers
-            exchange = _Exchange(self, known.route)
-            exchange.body = data[num_bytes:]
-            self._begin(exchange)
-            return
-        self._received = received
+        if self._is_between_requests:
+            num_bytes = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+            known = self.app.known_heads.get(data[:num_bytes])
+            if known is not None and known.body_bytes == len(data) - num_bytes and self._can_go_directly():
+                self._idle_since = math.inf
+                _Exchange(self, known.route, known.headers, data[num_bytes:]).begin()
+                return
+            self._received = data
         super().data_received(data)
         self._received = b""
         if self._arriving is not None and self.parser is not None:  # the rest is still on its way
@@ -166,8 +159,8 @@ class _Nobody:
         pass
 
 
-class _Exchange:
-    """One request and its answer; to uvicorn, the connection's cycle.
+class _Exchange(Stepper):
+    """One request and its answer; to uvicorn, the connection's cycle. It steps the handler's coroutine.
 
     Attributes:
         keep_alive: uvicorn unsets it when it shuts down.
@@ -180,27 +173,31 @@ class _Exchange:
         "_start",
         "body",
         "disconnected",
+        "headers",
         "keep_alive",
         "response_complete",
         "route",
     )
     message_event = _Nobody()
 
-    def __init__(self, protocol: DirectProtocol, route: Route) -> None:
+    def __init__(self, protocol: DirectProtocol, route: Route, headers: list[tuple[bytes, bytes]], body: bytes = b"") -> None:
         self._start = time.perf_counter()
         self._protocol = protocol
+        self._call_soon = protocol.loop.call_soon
         self.route = route
-        self.body = b""
+        self.headers = headers
+        self.body = body
         self.keep_alive = True
         self.response_complete = False
         self.disconnected = False
 
     def begin(self) -> None:
         protocol = self._protocol
+        protocol.cycle = self  # type: ignore[assignment]
         app = protocol.app
         route = self.route
-        request = self._request = Request(route.method, route.path, protocol.headers, self.body)
-        if app.is_overloaded(route):
+        request = self._request = Request(route.method, route.path, self.headers, self.body)
+        if app.num_in_work >= app.most_in_work and app.is_overloaded(route):
             seconds = app.seconds_to_refusal()
             if seconds:
                 protocol.loop.call_later(seconds, self._reply, app, OVERLOAD.response())
@@ -208,20 +205,20 @@ class _Exchange:
                 self._reply(app, OVERLOAD.response())
             return
         app.num_in_work += 1
-        try:
-            app.admit(route, request)
-        except HttpError as error:
-            self._finish(app, error.response())
-            return
-        Stepper(route.handler(request), call_soon=protocol.loop.call_soon, on_done=self._ended).step()
+        if app.has_token or route.admin:
+            try:
+                app.admit(route, request)
+            except HttpError as error:
+                app.num_in_work -= 1
+                self._reply(app, error.response())
+                return
+        self._coroutine = route.handler(request)
+        self.step()
 
     def _ended(self, response: Response, error: Exception | None) -> None:
         app = self._protocol.app
-        self._finish(app, response if error is None else app.response_to(error, self._request))
-
-    def _finish(self, app: App, response: Response) -> None:
         app.num_in_work -= 1
-        self._reply(app, response)
+        self._reply(app, response if error is None else app.response_to(error, self._request))
 
     def _reply(self, app: App, response: Response) -> None:
         self.response_complete = True

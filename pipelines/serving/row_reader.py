@@ -68,6 +68,7 @@ class RowReader:
 
     Attributes:
         columns: numbers of the raw columns.
+        has_steps: whether `take_steps` has any to take.
         plan, values: addresses of the plan of row_slots.h and of its values.
     """
 
@@ -83,6 +84,7 @@ class RowReader:
         self._numbers = (_Number * len(numeric))(*(self._number_of(f, columns) for f in numeric))
         self._raw = (ctypes.c_double * len(numeric))()
         self._steps = [(i, f.steps) for i, f in enumerate(numeric) if coded_steps(f.steps) is None]
+        self.has_steps = bool(self._steps)
         aligned = [
             (columns[f.column], columns[transforms.columns[f.aligned_with]])
             for f in transforms.features.values()
@@ -119,7 +121,7 @@ class RowReader:
         """Whether one row was decided, and written to `ids` (the address of S int64) and `dense` (of D float32)."""
         if not self._read_row(self.plan, json, len(json), ids, dense):
             return False
-        return not self._steps or self.take_steps(dense)
+        return not self.has_steps or self.take_steps(dense)
 
     def take_steps(self, dense: int) -> bool:
         """Those that C does not know: logarithms, quantiles. Whether they take these numbers."""

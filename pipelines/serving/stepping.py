@@ -37,6 +37,9 @@ class Stepper:
         self._call_soon = call_soon
         self._on_done = on_done
 
+    def _ended(self, value: Any, error: Exception | None) -> None:
+        self._on_done(value, error)
+
     def step(self, _: object = None) -> None:
         """Run on, until it waits or ends."""
         global _current
@@ -45,11 +48,11 @@ class Stepper:
             awaited = self._coroutine.send(None)
         except StopIteration as stop:
             _current = outer
-            self._on_done(stop.value, None)
+            self._ended(stop.value, None)
             return
         except Exception as error:
             _current = outer
-            self._on_done(None, error)
+            self._ended(None, error)
             return
         _current = outer
         if awaited is None:  # asyncio.sleep(0)

@@ -5,6 +5,7 @@ import json
 import random
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from bundle_cases import CLICK_SCHEMA, click_transforms
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from torchrec_models.pipelines.serving.bid_config import parse_bid_config
 from torchrec_models.pipelines.serving.bid_mapping import OfferRow, RowMapping
 from torchrec_models.pipelines.serving.bid_reader import BidReader
+from torchrec_models.pipelines.serving.bid_terms import Asked
 from torchrec_models.pipelines.serving.codec import RowCodec
 from torchrec_models.pipelines.serving.encoder import RowEncoder
-from torchrec_models.pipelines.serving.openrtb import BidRequest, decode_auction, decode_request
+from torchrec_models.pipelines.serving.openrtb import Auction, BidRequest, decode_auction, decode_request
 from torchrec_models.pipelines.serving.slots import SlotLayout
 
 NOW = 1_382_527_872.0  # Wednesday 2013-10-23, 11:31:12 UTC
@@ -106,6 +108,7 @@ class Case:
         reader = BidReader.of(self.encoder.reader, self.mapping)
         assert reader is not None, "these tests need a C compiler"
         self.reader = reader
+        self.terms: dict[bytes, Any] = {}  # by key, of all requests that were checked
         self.values = self.mapping.offer_values(config.campaigns[0], config.campaigns[0].creatives[0])
 
     def by_c(self, body: bytes) -> tuple[list, list] | None:
@@ -123,17 +126,31 @@ class Case:
 
     def check(self, body: bytes) -> bool:
         """Whether C decided the request and its row. If so, rightly."""
-        if not self.reader.read(body, NOW):
+        found_of_request = self.reader.read(body, NOW)
+        if found_of_request is None:
             return False
+        asked, key = found_of_request
         request = decode_request(body)
         assert len(request.imp) == 1
         auction = decode_auction(body)
         assert _is_part(auction, request)
+        if asked is None:
+            assert key == b"" and b"\\" in body
+        else:
+            assert asked == Asked.of(auction)
+            assert self.terms.setdefault(key, terms_of(auction)) == terms_of(auction)
         found = self.by_c(body)
         if found is None:
             return False
         assert found == self.by_python(request), body
         return True
+
+
+def terms_of(auction: Auction) -> Any:
+    """All that decides on a bid, but for what is the request's own."""
+    found = msgspec.to_builtins(auction)
+    imps = [{name: value for name, value in imp.items() if name not in ("id", "bidfloor")} for imp in found["imp"]]
+    return {name: value for name, value in found.items() if name not in ("id", "tmax")} | {"imp": imps}
 
 
 def _is_part(small: Any, large: Any) -> bool:
@@ -244,6 +261,42 @@ def test_what_is_odd_is_not(old: str, new: str) -> None:
     whole = json.dumps(REQUEST)
     assert old in whole
     assert not CASES["usual"].check(whole.replace(old, new, 1).encode())
+
+
+OWN = [('"id": "auction-1"', '"id": "auction-2"'), ('"id": "103", "tagid"', '"id": "7", "tagid"'), ('"tmax": 5000', '"tmax": 50')]
+NO_MATTER = [('"bidfloor": 0.5', '"bidfloor": 3'), ('"pos": 104', '"pos": 3'), ('"kwarray": ["t1"', '"kwarray": ["t2"')]
+MATTER = [
+    ('"at": 2', '"at": 1'),
+    ('"cur": ["USD"]', '"cur": ["EUR"]'),
+    ('"bcat": ["101", "102"]', '"acat": ["101", "102"]'),
+    ('"badv": ["x.example"]', '"badv": []'),
+    ('"at": 2', '"at": 2, "wseat": ["7"]'),
+    ('"at": 2', '"at": 2, "cattax": 7'),
+    ('"bidfloorcur": "USD"', '"bidfloorcur": "EUR"'),
+    ('"secure": 1', '"secure": 0'),
+    ('"private_auction": 0', '"private_auction": 1'),
+    ('"w": 300, "h": 250, "pos"', '"w": 250, "h": 300, "pos"'),
+    ('"battr": [103, 104, 9]', '"battr": [103, 104]'),
+    ('"format": [{"w": 300, "h": 250}]', '"format": [{"w": 300, "h": 251}]'),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), [*OWN, *NO_MATTER, *MATTER])
+def test_requests_have_the_same_key_on_equal_terms_only(old: str, new: str) -> None:
+    whole = json.dumps(REQUEST)
+    assert old in whole
+    one, two = (CASES["usual"].reader.read(text.encode(), NOW) for text in (whole, whole.replace(old, new, 1)))
+    assert one is not None and two is not None
+    assert (one[1] == two[1]) == ((old, new) not in MATTER)
+
+
+def test_long_terms_and_ids_with_escapes_have_no_key() -> None:
+    reader = CASES["usual"].reader
+    blocked = [f"{i}.example" for i in range(400)]
+    assert reader.read(json.dumps(REQUEST | {"badv": blocked}).encode(), NOW) == (None, b"")
+    assert reader.read(json.dumps(REQUEST | {"id": "caf\u00e9"}).encode(), NOW) == (None, b"")
+    found = reader.read(json.dumps(REQUEST | {"id": "caf\u00e9"}, ensure_ascii=False).encode(), NOW)
+    assert found is not None and found[0] is not None and found[0].id == "caf\u00e9"
 
 
 def test_more_items_than_there_is_room_for_are_undecided() -> None:
