@@ -13,6 +13,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from . import wrk
 from .bodies import bid_bodies, describe, predict_bodies
 from .driver import Driver
 from .models import bid_config, copy_of, make
-from .open_loop import open_loop
+from .open_loop import AFTER_SECONDS, open_loop
 from .peers import PEERS, peer
 from .processes import Meter, Server, loop_milliseconds, ours
 
@@ -197,13 +198,15 @@ def soak(bench: Bench) -> None:
     options = ("--watch-seconds", "0.5")
     with ours(link, *options, core=bench.server_core, port=bench.port) as server:
         rate = 0.7 * max(bench.closed(server, "/predict", 64, min(bench.seconds, 5))["requests_per_second"], 1)
-        seconds, rss_mib = 0, []
+        seconds, rss_mib, moments, driver_loop_ms = 0, [], [], []
 
         def each_second() -> None:
             nonlocal seconds
             seconds += 1
+            driver_loop_ms.append(loop_milliseconds(bench.driver_core, tries=1))
             if seconds % 5 == 0:
                 _point(link, versions[seconds // 5 % 2])
+                moments.append(time.monotonic())
                 rss_mib.append(round(server.rss_bytes() / 2**20, 1))
 
         bodies = bench.bodies("/predict")
@@ -218,12 +221,15 @@ def soak(bench: Bench) -> None:
                 rate=rate,
                 seconds=bench.seconds,
                 each_second=each_second,
+                moments=moments,
             ),
             seconds=bench.seconds,
         )
         row["reloads"] = int(server.metric("trm_reloads_total"))
         row["failed_reloads"] = int(server.metric("trm_failed_reloads_total"))
         row["rss_mib_every_5_s"] = rss_mib
+        row["driver_loop_ms_of_seconds"] = driver_loop_ms
+        print(f"  ms in the {AFTER_SECONDS:g} s after a new version: {row.get('after_events')}, else: {row.get('else_events')}")
         print(f"  {row['reloads']} reloads, {row['failed_reloads']} refused; memory every 5 s: {rss_mib} MiB")
 
 

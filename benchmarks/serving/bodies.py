@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 from .models import MULTIPLE, SINGLE
 
 NUM_BODIES = 2000
+SIZES = ((300, 250), (728, 90), (160, 600))  # of the creatives in models.bid_config
 
 
 def predict_bodies(folder: Path, num_bodies: int = NUM_BODIES) -> list[bytes]:
@@ -25,6 +27,9 @@ def bid_bodies(folder: Path, num_bodies: int = NUM_BODIES) -> list[bytes]:
 
 
 def _request(number: int, row: dict[str, Any]) -> dict[str, Any]:
+    """Each publisher blocks others, and sells one of three sizes; floors differ from request to request."""
+    of_publisher = crc32(row["publisher"].encode())
+    floor, (w, h) = (number % 30 + 1) / 1000, SIZES[of_publisher % len(SIZES)]
     request: dict[str, Any] = {
         "id": f"80ce30c53c16e6ede735f123ef6e{number:04x}",
         "at": 1,
@@ -32,9 +37,9 @@ def _request(number: int, row: dict[str, Any]) -> dict[str, Any]:
         "cur": ["USD"],
         "source": {"fd": 1, "tid": "8f1b2a34-77de-4c6b-9a0e-1f2d3c4b5a69"},
         "regs": {"coppa": 0, "gdpr": 0, "us_privacy": "1YNN"},
-        "bcat": ["IAB25", "IAB7-39"],
-        "badv": ["competitor.example"],
-        "imp": [{"id": "1", "bidfloor": 0.03, "secure": 1, "banner": {"w": 300, "h": 250, "pos": 1, "battr": [13]}}],
+        "bcat": ["IAB25", f"IAB7-{of_publisher % 40 + 1}"],
+        "badv": [f"competitor{of_publisher % 1000}.example"],
+        "imp": [{"id": "1", "bidfloor": floor, "secure": 1, "banner": {"w": w, "h": h, "pos": 1, "battr": [13]}}],
         "user": {"data": [{"id": "d1", "segment": [{"id": s} for s in row["segments"]]}]},
         "site": {"id": "102855"},
         "device": {"devicetype": 2, "js": 1, "h": 1080, "w": 1920, "geo": {"type": 2}},

@@ -4,6 +4,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -14,6 +15,7 @@ import numpy as np
 
 from .driver import LAST_ANSWER_SECONDS, PATIENCE_SECONDS, Driver, arrivals, http_request, percentiles_ms
 
+AFTER_SECONDS = 1.5
 SOURCE = Path(__file__).with_name("open_loop.c")
 
 
@@ -37,11 +39,13 @@ def open_loop(
     rate: float,
     seconds: float,
     each_second: Callable[[], None] | None = None,
+    moments: list[float] | None = None,
 ) -> dict[str, Any]:
     """`rate` requests per second on average, for `seconds`; `Driver.summary` says what comes back, and `driver` who drove.
 
     Args:
         each_second: called about once a second meanwhile.
+        moments: `time.monotonic()` of events, put there by `each_second`; latencies from then until AFTER_SECONDS later are apart.
     """
     program = find()
     if program is None:
@@ -54,6 +58,7 @@ def open_loop(
         requests.write_bytes(b"".join(struct.pack("=I", len(one)) + one for one in whole))
         at.write_bytes(schedule.tobytes())
         numbers = (port, connections, PATIENCE_SECONDS, LAST_ANSWER_SECONDS)
+        start = time.monotonic()
         running = subprocess.Popen([program, *map(str, numbers), str(requests), str(at), str(out)])
         while running.poll() is None:
             try:
@@ -65,7 +70,17 @@ def open_loop(
             raise RuntimeError(f"{SOURCE.name} ended with status {running.returncode}")
         outcomes = np.frombuffer(out.read_bytes()).reshape(-1, 2)
     took, statuses = max(outcomes[-1, 0], seconds), outcomes[:-1, 1].astype(int)
-    answered = outcomes[:-1, 0][(statuses > 0) & (statuses < 400)]
+    is_answered = (statuses > 0) & (statuses < 400)
+    answered = outcomes[:-1, 0][is_answered]
+    apart: dict[str, Any] = {}
+    if moments is not None:
+        is_after = np.zeros(len(schedule), bool)
+        for moment in moments:
+            is_after |= (schedule >= moment - start) & (schedule < moment - start + AFTER_SECONDS)
+        parts = {"after": is_after, "else": ~is_after}
+        apart = {f"{name}_events": percentiles_ms(outcomes[:-1, 0][is_answered & part]) for name, part in parts.items()}
+        seconds_of = schedule[is_answered].astype(int)
+        apart["p99_ms_of_seconds"] = [percentiles_ms(answered[seconds_of == s])["p99_ms"] for s in range(int(seconds))]
     return {
         "driver": SOURCE.name,
         "offered_per_second": round(len(schedule) / seconds),
@@ -75,4 +90,5 @@ def open_loop(
         "refused": {str(s): n for s, n in sorted(Counter(statuses[statuses >= 400].tolist()).items())},
         "failed": int((statuses == -1).sum()),
         "given_up": int((statuses == 0).sum()),
+        **apart,
     }

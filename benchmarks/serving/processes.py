@@ -129,15 +129,15 @@ def ours(bundle: Path, *options: str | Path, core: int, port: int) -> Server:
     return Server("trm serve", [*command, *map(str, options)], core=core, port=port)
 
 
-def loop_milliseconds(core: int) -> float:
-    """How long a fixed loop of the interpreter takes on a core now, the best of five.
+def loop_milliseconds(core: int, *, tries: int = 5) -> float:
+    """How long a fixed loop of the interpreter takes on a core now, the best of some tries.
 
     Virtual machines share their processors: one and the same loop may take twice as long a minute later, and so does the server.
     """
     mine = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     best = math.inf
-    for _ in range(5):
+    for _ in range(tries):
         start = time.perf_counter()
         for _ in range(200_000):
             pass

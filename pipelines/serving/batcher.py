@@ -73,7 +73,7 @@ class Batcher:
         run: (ids [N, S] int64, dense [N, D] float32) -> [N, T]; called in the event loop's thread.
         num_slots, num_dense: S and D.
         max_rows: most rows of one call. Requests with more rows are scored in pieces, between which others get their turn.
-        bind: for batches in the batcher's own arrays, (ids [max_rows, S], dense [max_rows, D]) -> a quicker `run` of their first N rows.
+        bind: (ids [max_rows, S], dense [max_rows, D]) -> a quicker `run` of their first N rows; for the batcher's own arrays.
         on_batch: called with (ids [N, S], the address of their first, answers) of every call, for metrics; the ids are overwritten
             by the next call's.
     """

@@ -124,8 +124,8 @@ class BidReader:
         """What is asked by a request, and bytes that no request on other terms has; its rows can be encoded then.
 
         Returns:
-            None for an undecided request: it may be no `BidRequest`, or one of several impressions. (None, b"") for one whose ids have
-            escapes, and for terms of more than 4 KiB.
+            None for an undecided request: it may be no `BidRequest`, or one of several impressions. (None, b"") for one whose ids
+            have escapes, and for terms of more than 4 KiB.
         """
         time = self._time
         if time is not None and time.path is None and int(now // _SECONDS_PER_MINUTE) != self._minute:
@@ -135,7 +135,8 @@ class BidReader:
             return None
         if time is not None and time.path is not None and not self._take_time(time):
             return None
-        key_length, at, length, imp_at, imp_length, has_floor, has_tmax, tmax, floor = _of_request.unpack_from(self._plan, _OF_REQUEST_AT)
+        of_request = _of_request.unpack_from(self._plan, _OF_REQUEST_AT)
+        key_length, at, length, imp_at, imp_length, has_floor, has_tmax, tmax, floor = of_request
         if key_length > _MOST_KEY or at < 0 or imp_at < 0:
             return None, b""
         imp = body[imp_at : imp_at + imp_length].decode(), floor if has_floor else None

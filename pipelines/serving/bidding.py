@@ -169,7 +169,8 @@ class Bidder:
     def _bid(self, imp: str, offer: Offer, price: float, rate: float, now: float) -> Bid:
         name = self._random_id()
         self.num_bids[offer.campaign] += 1
-        bid = self.campaigns[offer.campaign].bids[offer.creative.id].__copy__()
+        template = self.campaigns[offer.campaign].bids[offer.creative.id]
+        bid: Bid = template.__copy__()  # type: ignore[attr-defined]  # msgspec's; copy.copy takes three times as long
         bid.id, bid.impid, bid.price = name, imp, price
         base = self._notice_url
         if base:

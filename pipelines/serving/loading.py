@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,18 +104,22 @@ class Reloader:
                         await self._replace(deployment, role, path)
         return {d.name: {role: m.version for role, m in d.versions().items()} for d in self._models}
 
+    def _load(self, deployment: Deployment, path: Path) -> ServedModel:
+        model = load_model(
+            deployment.name,
+            path,
+            max_batch_rows=self._max_batch_rows,
+            num_threads=self._num_threads,
+            metrics=self._metrics,
+        )
+        for prepare in deployment.on_load:
+            prepare(model)
+        return model
+
     async def _replace(self, deployment: Deployment, role: str, path: Path) -> None:
         name = deployment.name
         try:
-            load = partial(
-                load_model,
-                name,
-                path,
-                max_batch_rows=self._max_batch_rows,
-                num_threads=self._num_threads,
-                metrics=self._metrics,
-            )
-            model = await asyncio.get_running_loop().run_in_executor(self._executor, load)
+            model = await asyncio.get_running_loop().run_in_executor(self._executor, self._load, deployment, path)
         except (ValueError, OSError) as error:
             log.error("model %s: the new version is refused, the old one goes on: %s", name, error)
             self._metrics.totals.count("trm_failed_reloads", (name,))

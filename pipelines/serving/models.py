@@ -6,7 +6,7 @@ version that scores every request too, whose answers only the metrics see).
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -201,6 +201,10 @@ class Deployment:
         paths: where the versions were loaded from, by role; watched for new ones.
         split: answers a share `split_share` (0 to 1) of the requests, chosen by the request's key.
         shadow: scores every request too, without answering.
+
+    Attributes:
+        on_load: called with each new version before it takes its role, in the thread that loaded it.
+        on_replace: called when a version was replaced, in the event loop.
     """
 
     name: str
@@ -209,6 +213,8 @@ class Deployment:
     split: ServedModel | None = None
     split_share: float = 0.0
     shadow: ServedModel | None = None
+    on_load: list[Callable[[ServedModel], None]] = field(default_factory=list, repr=False)
+    on_replace: list[Callable[[], None]] = field(default_factory=list, repr=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set, repr=False)
 
     def choose(self, key: bytes) -> ServedModel:
@@ -247,6 +253,8 @@ class Deployment:
         """Put a new version in a role, between two turns of the loop; the old one, returned, finishes what it has begun."""
         old = self.versions()[role]
         setattr(self, role, model)
+        for let_go in self.on_replace:
+            let_go()
         return old
 
     def version(self, version: str) -> ServedModel:

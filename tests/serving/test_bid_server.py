@@ -1,11 +1,13 @@
 """`trm serve --bid` as an exchange meets it: a real process, real HTTP."""
 
+import asyncio
 import json
 import re
 import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ from fixtures import categorical, make_schema
 from server_process import Served, serving
 
 from torchrec_models import Bundle
+from torchrec_models.pipelines.serving.bid_routes import bid_routes
+from torchrec_models.pipelines.serving.loading import Reloader, load_model
+from torchrec_models.pipelines.serving.metrics import Metrics
+from torchrec_models.pipelines.serving.models import Deployment, Models
 from torchrec_models.schema import Task
 
 CONFIG: dict[str, Any] = {
@@ -228,6 +234,26 @@ def test_a_version_that_does_not_fit_gets_no_bids_and_the_old_one_again_does(
             assert answer.status == status
             if status == 503:
                 assert "the model has no column 'tags'" in answer.json["error"]
+
+
+def test_a_replaced_version_is_let_go_at_once_and_the_new_one_is_ready_to_bid(
+    tmp_path: Path, click_bundles: tuple[Path, Path]
+) -> None:
+    (tmp_path / "bid.yaml").write_text(yaml.safe_dump(CONFIG))
+    link = tmp_path / "current"
+    link.symlink_to(click_bundles[0])
+    metrics = Metrics()
+    deployment = Deployment("click", {"current": link}, load_model("click", link, metrics=metrics))
+    models = Models({"click": deployment})
+    routes = bid_routes(models, tmp_path / "bid.yaml", now=0.0)
+    old = weakref.ref(deployment.current)
+    reloader = Reloader(models, metrics, max_batch_rows=64, num_threads=1)
+    (tmp_path / "next").symlink_to(click_bundles[1])
+    (tmp_path / "next").rename(link)
+    assert asyncio.run(reloader.look()) == {"click": {"current": Bundle(click_bundles[1]).version}}
+    assert old() is None
+    assert list(routes.scorers) == [deployment.current]
+    assert routes.scorer_for(deployment.current) is routes.scorers[deployment.current]
 
 
 def refused(folder: Path, config: dict[str, Any], *arguments: str | Path) -> str:
