@@ -19,7 +19,7 @@ from ..data.transforms import Encoded, Transforms
 from .bundle_files import EXAMPLES, read_manifest
 from .codec import Row, RowCodec
 from .index import INDEX, CandidateIndex
-from .onnx_runtime import open_session
+from .onnx_runtime import bound, open_session
 from .slots import SlotLayout
 
 Rows: TypeAlias = Sequence[Row] | pa.Table | pa.RecordBatch
@@ -69,22 +69,7 @@ class Graph:
         """
         given = {"ids": ids_MS, "dense": dense_MD}
         answers_MT = np.empty((len(ids_MS), int(self.session.get_outputs()[0].shape[1])), np.float32)
-        bindings: list[tuple[onnxruntime.IOBinding, np.ndarray]] = []
-        for num_rows in range(1, len(ids_MS) + 1):
-            binding = self.session.io_binding()
-            for name in self.inputs:
-                binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(given[name][:num_rows]))
-            answers_NT = answers_MT[:num_rows]
-            binding.bind_ortvalue_output(self._outputs[0], onnxruntime.OrtValue.ortvalue_from_numpy(answers_NT))
-            bindings.append((binding, answers_NT))
-        run = self.session.run_with_iobinding
-
-        def run_first(num_rows: int) -> np.ndarray:
-            binding, answers_NT = bindings[num_rows - 1]
-            run(binding)
-            return answers_NT
-
-        return run_first
+        return bound(self.session, {name: given[name] for name in self.inputs}, self._outputs[0], answers_MT)
 
 
 def transforms_of_side(transforms: Transforms, side: str) -> Transforms:
