@@ -49,11 +49,12 @@ class DirectProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """uvicorn's, with one timer as long as the connection lives: a new one after each answer costs more than parsing a head."""
-        flow = self.flow
-        if self.pipeline or flow.read_paused or self.transport.is_closing():
+        if self.pipeline or self.transport.is_closing():
             super().on_response_complete()
             return
         self.server_state.total_requests += 1
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
