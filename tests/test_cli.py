@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ def test_help_names_every_verb_and_a_first_run(capsys: pytest.CaptureFixture[str
     text = help_of(capsys)
     assert re.findall(r"^    ([a-z-]+)\s", text, re.MULTILINE) == [*VERBS]
     assert "trm check CONFIG && trm prepare CONFIG && trm train CONFIG && trm evaluate RUN && trm export RUN" in text
+
+
+def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"torchrec-models {version('torchrec-models')}\n"
 
 
 @pytest.mark.parametrize("verb", VERBS)

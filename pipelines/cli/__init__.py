@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from . import configs, data, runs, serving
 from .arguments import VERBOSE
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--verbose", action="store_true", help=VERBOSE)
+    parser.add_argument("--version", action="version", version=f"torchrec-models {version('torchrec-models')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     configs.add(verbs)
