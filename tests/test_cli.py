@@ -66,6 +66,7 @@ def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str], verb: st
     if verb in ("evaluate", "predict", "export"):
         run = "folder of a run, of one checkpoint, or a bundle" if verb == "predict" else "folder of a run, or of one checkpoint"
         assert run in " ".join(text.split()) and "default: best" in text
+        assert ("run_or_bundle" in text) == (verb == "predict")
 
 
 @pytest.mark.parametrize(

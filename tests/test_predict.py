@@ -90,6 +90,11 @@ def test_a_submission_has_the_header_that_is_asked_for(folder: Path, expected: n
     np.testing.assert_allclose([float(line.split(",")[1]) for line in lines], expected[:90], atol=1e-6, rtol=0)
 
 
+def test_the_last_path_is_the_output_of_a_run_too(folder: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    assert main(["predict", *map(str, (folder / "run", folder / "raw" / "a.parquet", tmp_path / "p.csv")), "--which", "best"]) == 0
+    np.testing.assert_allclose(pacsv.read_csv(tmp_path / "p.csv")["label"].to_numpy(), expected[:90], atol=1e-6, rtol=0)
+
+
 def test_ids_that_need_quotes_come_back(folder: Path, tmp_path: Path) -> None:
     raw = pq.read_table(folder / "raw" / "a.parquet")
     odd = ["a,b", 'say "x"', "two\nlines", "", None, *(f"k{i}" for i in range(85))]

@@ -21,6 +21,12 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
 
 
-def add_run_folder(parser: argparse.ArgumentParser, *, kinds: str = "run, or of one checkpoint") -> None:
-    parser.add_argument("run", type=Path, help=f"folder of a {kinds}")
-    parser.add_argument("--which", choices=("best", "last"), default="best", help="checkpoint of the run (default: best)")
+def add_run_folder(
+    parser: argparse.ArgumentParser,
+    *,
+    kinds: str = "run, or of one checkpoint",
+    metavar: str = "run",
+    which: str = "checkpoint of the run (default: best)",
+) -> None:
+    parser.add_argument("run", type=Path, metavar=metavar, help=f"folder of a {kinds}")
+    parser.add_argument("--which", choices=("best", "last"), default="best", help=which)

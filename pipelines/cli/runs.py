@@ -27,11 +27,13 @@ def add(verbs: argparse._SubParsersAction) -> None:
     )
 
     predict = add_verb(verbs, "predict", _predict, "score raw rows of any size to Parquet or CSV, in input order")
-    add_run_folder(predict, kinds="run, of one checkpoint, or a bundle (scored by ONNX Runtime, without torch)")
-    predict.add_argument("inputs", nargs="*", help="files, globs or folders of raw rows")
-    predict.add_argument("--query", default="", help="a SELECT that gives the rows, instead of files")
+    kinds = "run, of one checkpoint, or a bundle (scored by ONNX Runtime, without torch)"
+    add_run_folder(predict, kinds=kinds, metavar="run_or_bundle", which="checkpoint of a run (default: best)")
+    predict.set_defaults(which=None)
+    predict.add_argument("inputs", nargs="*", help="files, globs or folders of raw rows; without --out, the last one is the output")
+    predict.add_argument("--query", default="", help="a SELECT that gives the rows, instead of files; of a run")
     predict.add_argument("--uri", default="", help="of the database; default: that of the run's config (data.test, valid or train)")
-    predict.add_argument("--out", type=Path, required=True, help="predictions.parquet or predictions.csv")
+    predict.add_argument("--out", type=Path, help="predictions.parquet or predictions.csv; default: the last path, a new file")
     predict.add_argument("--row-id", default="", metavar="COLUMN", help="column that identifies rows; default: data.row_id")
     predict.add_argument(
         "--columns", default="", metavar="ID,TASK,...", help="names for the output's columns; default: row id and tasks"
@@ -91,25 +93,42 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _predict(args: argparse.Namespace) -> None:
     from torchrec_models.pipelines.serving.predict_files import is_bundle, predict_files
 
-    if bool(args.inputs) == bool(args.query):
+    inputs, out = (args.inputs, args.out) if args.out or args.query else _last_is_output(args.inputs)
+    if bool(inputs) == bool(args.query):
         raise ValueError("give files to predict, or --query (either, not both)")
+    if out is None:
+        raise ValueError("--query: give --out, where the predictions go")
     if args.uri and not args.query:
         raise ValueError("--uri: has no effect without --query")
     columns = args.columns.split(",") if args.columns else []
     if is_bundle(args.run):
         if args.query:
             raise ValueError(f"{args.run} is a bundle, which reads files; give --query with the folder of a run")
-        num_rows, seconds = predict_files(
-            args.run, args.inputs, args.out, row_id=args.row_id, columns=columns, batch_rows=args.batch_rows
-        )
-        print(f"{args.out}: {num_rows:,} rows in {seconds:.1f} s ({num_rows / seconds:,.0f} rows/s, ONNX Runtime)")
+        if args.which:
+            raise ValueError(f"{args.run} is a bundle, made of one checkpoint; --which is for the folder of a run: leave it out")
+        num_rows, seconds = predict_files(args.run, inputs, out, row_id=args.row_id, columns=columns, batch_rows=args.batch_rows)
+        print(f"{out}: {num_rows:,} rows in {seconds:.1f} s ({num_rows / seconds:,.0f} rows/s, ONNX Runtime)")
         return
     from torchrec_models.pipelines.predict import predict, query_of_run
 
-    inputs = query_of_run(args.run, args.query, uri=args.uri, which=args.which) if args.query else args.inputs
-    result = predict(args.run, inputs, args.out, row_id=args.row_id, columns=columns, which=args.which, batch_rows=args.batch_rows)
+    which = args.which or "best"
+    rows = query_of_run(args.run, args.query, uri=args.uri, which=which) if args.query else inputs
+    result = predict(args.run, rows, out, row_id=args.row_id, columns=columns, which=which, batch_rows=args.batch_rows)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"{result.out}: {result.num_rows:,} rows in {result.seconds:.1f} s ({result.num_rows / result.seconds:,.0f} rows/s)")
+
+
+def _last_is_output(paths: list[str]) -> tuple[list[str], Path]:
+    """`IN [IN ...] OUT`, as of cp. OUT must be new: a list of files alone is no order to overwrite the last of them."""
+    if len(paths) < 2:
+        raise ValueError("give files to predict (or --query), and the file that predictions go to: by --out, or as the last path")
+    out = Path(paths[-1])
+    if out.exists() or any(c in paths[-1] for c in "*?["):
+        what = "exists" if out.exists() else "is a pattern"
+        raise ValueError(
+            f"{out}: would be the output, the last path where there is no --out, but it {what}; name the output by --out"
+        )
+    return paths[:-1], out
 
 
 def _calibrate(args: argparse.Namespace) -> None:

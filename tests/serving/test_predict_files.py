@@ -46,6 +46,33 @@ def test_the_output_is_named_as_asked(click_bundles, tmp_path):
     assert pa.csv.read_csv(out)["ID"].to_pylist() == rows["ID"].to_pylist()
 
 
+def test_without_out_the_last_path_is_the_output(click_bundles, tmp_path, capsys):
+    for name, rows in (("a", ROWS.slice(0, 100)), ("b", ROWS.slice(100))):
+        pq.write_table(rows, tmp_path / f"{name}.parquet")
+    paths = [str(tmp_path / f"{name}.parquet") for name in ("a", "b", "scores")]
+    assert main(["predict", str(click_bundles[0]), *paths]) == 0
+    assert re.search(r"scores\.parquet: 300 rows in [\d.]+ s \([\d,]+ rows/s", capsys.readouterr().out)
+    np.testing.assert_allclose(answers(tmp_path / "scores.parquet"), Bundle(click_bundles[0]).predict(ROWS), atol=1e-6)
+    before = (tmp_path / "b.parquet").read_bytes()
+    for given, said in (
+        (paths[:2], r"b\.parquet: would be the output, .* but it exists; name the output by --out"),
+        ([paths[0], str(tmp_path / "c*.parquet")], "but it is a pattern; name the output by --out"),
+        (paths[:1], "give files to predict .* by --out, or as the last path"),
+    ):
+        assert main(["predict", str(click_bundles[0]), *given]) == 2
+        assert re.search(said, capsys.readouterr().err)
+    assert (tmp_path / "b.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_a_bundle_has_no_checkpoint_to_choose(click_bundles, tmp_path, capsys, which):
+    pq.write_table(ROWS, tmp_path / "rows.parquet")
+    out = tmp_path / "out.parquet"
+    assert main(["predict", *map(str, (click_bundles[0], tmp_path / "rows.parquet", out)), "--which", which]) == 2
+    assert "is a bundle, made of one checkpoint; --which is for the folder of a run" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_text_files_are_read_as_in_training(click_bundles, tmp_path):
     rows = ROWS.drop_columns(["history", "site", "label"])
     lists = {name: pa.nulls(300, ROWS[name].type) for name in ("history", "site")}
