@@ -187,7 +187,7 @@ def _table_rows(config: RunConfig) -> dict[str, int]:
 
 def _rows_of(ids: Any) -> int:
     """0 where only the data tells."""
-    if ids.by == "hash":
+    if ids.by == "hash" and ids.buckets:
         return 1 + ids.buckets
     if ids.by == "bucketize" and ids.boundaries:
         return len(ids.boundaries) + 2 + (ids.null == "token")

@@ -110,7 +110,8 @@ MALFORMED: dict[str, tuple[str, list[str]]] = {
             "; did you mean 'categorical'?",
             "features.user.ids.by: given 'hsh'; allowed: vocabulary, hash, bucketize, identity; did you mean 'hash'?",
             f"features.user.poolin: unknown key (given 'sum'); did you mean 'pooling'? Allowed here: {CATEGORICAL}",
-            "features.user.ids.bukets: unknown key (given 4); did you mean 'buckets'? Allowed here: by, buckets, seed, null",
+            "features.user.ids.bukets: unknown key (given 4); did you mean 'buckets'? "
+            "Allowed here: by, buckets, margin, seed, null",
         ],
     ),
     "the word kind misspelt": (
@@ -373,6 +374,18 @@ MALFORMED: dict[str, tuple[str, list[str]]] = {
             "tables.t.ids.boundaries: given [2.0, 1.0]; must increase from each to the next",
             "features.a.b: a table's name may not contain '.' or '@'; name the feature otherwise and give its column: a.b",
             "features.a.b.ids: bucketize needs either boundaries or num_buckets",
+        ],
+    ),
+    "how many buckets": (
+        features(
+            none={"kind": "categorical", "ids": {"by": "hash"}},
+            both={"kind": "categorical", "ids": {"by": "hash", "buckets": 5, "margin": 1.5}},
+            small={"kind": "categorical", "ids": {"by": "hash", "margin": 0.9}},
+        ),
+        [
+            "features.none.ids: hash needs either buckets or margin",
+            "features.both.ids: hash needs either buckets or margin",
+            "features.small.ids.margin: given 0.9; must be at least 1",
         ],
     ),
     "the label among the features": (

@@ -93,9 +93,10 @@ def test_inspect_without_data_where_sizes_are_in_the_config(tmp_path, capsys):
     assert f"{found['num_parameters']:,}" in capsys.readouterr().out
 
 
-def test_sizes_that_only_the_data_tells_are_named(tmp_path, capsys):
+@pytest.mark.parametrize("ids", ["", ", ids: {by: hash, margin: 1.5}"])
+def test_sizes_that_only_the_data_tells_are_named(tmp_path, capsys, ids):
     path = tmp_path / "run.yaml"
-    path.write_text(CONFIG.format(cache=tmp_path / "none", ids=""))
+    path.write_text(CONFIG.format(cache=tmp_path / "none", ids=ids))
     load(path, [])  # the config itself is right
     assert main(["inspect", str(path)]) == 2
     error = capsys.readouterr().err

@@ -137,11 +137,12 @@ def _head(args: argparse.Namespace) -> None:
 
 def _stats(args: argparse.Namespace) -> None:
     from torchrec_models.pipelines.data.shards import Cache
+    from torchrec_models.pipelines.inspection.hashed import hashed_tables
     from torchrec_models.pipelines.inspection.page import table, write_page
     from torchrec_models.pipelines.inspection.statistics import statistics
     from torchrec_models.pipelines.inspection.target import cache_folder
 
     cache = Cache.open(cache_folder(args.target))
     stats = statistics(cache)
-    print(table(stats))
+    print(table(stats, hashed=hashed_tables(cache)))
     print(f"\nwrote {write_page(args.html or cache.folder.with_name(cache.folder.name + '.stats.html'), cache, stats)}")

@@ -174,6 +174,10 @@ def _table_problems(config: "RunConfig", at: At) -> Iterator[str]:
             yield f"{here}: a table's name may not contain '.' or '@'; name the feature otherwise and give its column: {name}"
         if ids.by == "bucketize" and bool(ids.boundaries) == bool(ids.num_buckets):
             yield f"{here}.ids: bucketize needs either boundaries or num_buckets"
+        elif ids.by == "hash" and bool(ids.buckets) == bool(ids.margin):
+            yield f"{here}.ids: hash needs either buckets or margin"
+        elif ids.by == "hash" and 0 < ids.margin < 1:
+            yield f"{here}.ids.margin: given {ids.margin:g}; must be at least 1"
         elif ids.by == "bucketize" and ids.boundaries != sorted(set(ids.boundaries)):
             yield f"{here}.ids.boundaries: given {short(ids.boundaries)}; must increase from each to the next"
 

@@ -91,13 +91,14 @@ class VocabularyIds(Section):
 
 
 class HashIds(Section):
-    """Values hashed to 1 .. buckets (seeded, the same on every machine and version).
+    """Values hashed to 1 .. buckets (seeded, the same on every machine and version). Either `buckets` or `margin` is given.
 
     A missing value is hashed as a token of its own; `null: oov` sends it to row 0, which nothing else uses.
     """
 
     by: Literal["hash"]
-    buckets: int = Field(ge=1)
+    buckets: int = Field(0, ge=0, description="0: as many as margin asks for")
+    margin: float = Field(0.0, ge=0, description="at least 1; buckets for each distinct value of the training rows, as estimated")
     seed: int = Field(0, ge=0, lt=2**63)
     null: NullPolicy = "token"
 

@@ -25,12 +25,17 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     for feature in features.values():
         if feature["kind"] == "categorical" and feature["keep"] == "first":  # as in the caches of earlier releases
             del feature["keep"]
+    tables = {name: table.model_dump(mode="json") for name, table in config.table_configs().items()}
+    for section in (*features.values(), *tables.values()):
+        ids = section.get("ids")
+        if ids and ids["by"] == "hash" and not ids["margin"]:  # as in the caches of earlier releases
+            del ids["margin"]
     return {
         "format_version": FORMAT_VERSION,
         "data": data,
         "features": features,
         "feature_order": list(config.features),
-        "tables": {name: table.model_dump(mode="json") for name, table in config.table_configs().items()},
+        "tables": tables,
         "labels": {name: label.model_dump(mode="json") for name, label in config.labels.items()},
         "candidate_id": config.retrieval.candidate_id if config.retrieval else "",
     }

@@ -22,6 +22,7 @@ from ..config.data import (
     store_of,
 )
 from ..config.errors import nearest
+from .fit_hash import HashFit
 from .fit_ids import VocabularyFit
 from .fit_numeric import Learnable, NumericFit
 from .ids import Buckets, Hash, Identity, IdTransform
@@ -42,6 +43,7 @@ class Lesson:
 
     numeric: dict[str, list[Learnable]] = field(default_factory=dict)
     counted: list[tuple[str, pa.Table]] = field(default_factory=list)
+    sketched: list[tuple[str, np.ndarray]] = field(default_factory=list)
     sampled: list[tuple[str, np.ndarray]] = field(default_factory=list)
 
 
@@ -81,7 +83,11 @@ class Fitter:
         self._vocabularies = {
             n: VocabularyFit(n, t.ids, kind=self._kind(n)) for n, t in self._tables.items() if isinstance(t.ids, VocabularyIds)
         }
-        learns_ids = bool(self._vocabularies or self._samples)
+        self._hashes = {
+            n: HashFit(n, t.ids, kind=self._kind(n)) for n, t in self._tables.items() if isinstance(t.ids, HashIds) and t.ids.margin
+        }
+        self._learned = frozenset((*self._vocabularies, *self._hashes, *self._samples))
+        learns_ids = bool(self._learned)
         self.num_passes: int = max([int(learns_ids), *(fit.num_passes for fit in self._numeric.values())])
         """How often the training rows must be streamed; 0 where nothing is learned from them."""
         self._pass = 0
@@ -132,7 +138,7 @@ class Fitter:
         """Raw columns of the log, or of a store, that the coming pass learns from."""
         names = [name for name, fit in self._numeric.items() if fit.num_passes > self._pass]
         if not self._pass:
-            names += [name for name, i in self._ids.items() if i.table in self._vocabularies or i.table in self._samples]
+            names += [name for name, i in self._ids.items() if i.table in self._learned]
         return list(dict.fromkeys(self._columns[name] for name in names if self._stores[name] == store))
 
     def update(self, batch: pa.RecordBatch, *, where: str, first_row: int, rows: np.ndarray | None = None, store: str = "") -> None:
@@ -164,8 +170,7 @@ class Fitter:
                 with _naming(name):
                     lesson.numeric[name] = fit.learnable(to_float(one_array(batch.column(place.column)), place), place)
         for name, ids in self._ids.items():
-            learned = ids.table in self._vocabularies or ids.table in self._samples
-            if not self._pass and self._stores[name] == store and learned:
+            if not self._pass and self._stores[name] == store and ids.table in self._learned:
                 place = Place(where, ids.column, first_row, rows)
                 with _naming(name):
                     values, offsets = ids.flat(one_array(batch.column(ids.column)), place)
@@ -177,6 +182,8 @@ class Fitter:
     def _look_at_ids(self, ids: IdsTransform, values: pa.Array, place: Place, lesson: Lesson) -> None:
         if ids.table in self._vocabularies:
             lesson.counted.append((ids.table, self._vocabularies[ids.table].counted(values, place)))
+        elif ids.table in self._hashes:
+            lesson.sketched.append((ids.table, self._hashes[ids.table].sketched(values, place)))
         else:
             number, missing = numbers(values, place)
             number = number[~missing].astype(np.float64)
@@ -198,6 +205,8 @@ class Fitter:
             for name, vocabulary in self._vocabularies.items():
                 for key, table in vocabulary.state():
                     yield {"vocabulary": name, **key}, table
+            for name, hashed in self._hashes.items():
+                yield {"hash": name}, hashed.state()
             for name, sample in self._samples.items():
                 yield {"sample": name}, sample.state()
 
@@ -207,6 +216,8 @@ class Fitter:
             self._numeric[key["numeric"]].merge(key, table)
         elif "vocabulary" in key:
             self._vocabularies[key["vocabulary"]].merge(key, table)
+        elif "hash" in key:
+            self._hashes[key["hash"]].merge(table)
         else:
             self._samples[key["sample"]].merge(table)
 
@@ -226,6 +237,8 @@ class Fitter:
             self._numeric[name].add(learnable)
         for table, counted in lesson.counted:
             self._vocabularies[table].add(counted)
+        for table, registers in lesson.sketched:
+            self._hashes[table].add(registers)
         for table, sampled in lesson.sampled:
             self._samples[table].update(sampled)
 
@@ -254,6 +267,8 @@ class Fitter:
         ids = self._tables[table].ids
         if isinstance(ids, VocabularyIds):
             return self._vocabularies[table].finish()
+        if table in self._hashes:
+            return self._hashes[table].finish()
         if isinstance(ids, HashIds):
             return Hash(null=ids.null, buckets=ids.buckets, seed=ids.seed, kind=self._kind(table))
         if isinstance(ids, IdentityIds):

@@ -46,7 +46,7 @@ class VocabularyFit:
         """
         if self._kind == "string" and (of_small := decimals.counted(values)):
             return pa.table(dict(zip(("value", "count"), of_small)))  # text of small numbers, as numbers
-        different, counts = _counted(values)
+        different, counts = counted_values(values)
         try:
             found = self._canonical(different, place)
         except ValueError:
@@ -142,7 +142,7 @@ class VocabularyFit:
         return both.table() or _no_counts(parts[0]["value"].type)
 
 
-def _counted(values: pa.Array) -> tuple[pa.Array, pa.Array]:
+def counted_values(values: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Distinct values, a null among them where there are nulls, and how often each stands there."""
     if of_small := decimals.counted(values):
         return of_small

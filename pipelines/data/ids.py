@@ -300,7 +300,11 @@ class Hash(IdTransform):
 
     @property
     def null_id(self) -> int:
-        return 1 + _blake(b"", self.seed, _MISSING) % self.buckets if self.null == "token" else 0
+        return 1 + self.hash_of_missing % self.buckets if self.null == "token" else 0
+
+    @property
+    def hash_of_missing(self) -> int:
+        return _blake(b"", self.seed, _MISSING)
 
     @property
     def reads_text(self) -> bool:
@@ -323,13 +327,16 @@ class Hash(IdTransform):
         return row
 
     def _lookup(self, values: pa.Array, place: Place) -> tuple[np.ndarray, np.ndarray]:
+        hashes, missing = self.hashes(values, place)
+        return (hashes % np.uint64(self.buckets)).astype(np.int32) + np.int32(1), missing
+
+    def hashes(self, values: pa.Array, place: Place) -> tuple[np.ndarray, np.ndarray]:
+        """hashes [N] uint64 (anything where missing); missing [N] bool."""
         if self.kind == "string":
             text = strings(values, place)
-            hashes, missing = hash_strings(text, self.seed), text.is_null().to_numpy(zero_copy_only=False)
-        else:
-            number, missing = numbers(values, place)
-            hashes = hash_numbers(number, self.seed)
-        return (hashes % np.uint64(self.buckets)).astype(np.int32) + np.int32(1), missing
+            return hash_strings(text, self.seed), text.is_null().to_numpy(zero_copy_only=False)
+        number, missing = numbers(values, place)
+        return hash_numbers(number, self.seed), missing
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

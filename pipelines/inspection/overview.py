@@ -7,6 +7,8 @@ from tqdm import tqdm
 
 from torchrec_models.pipelines.data.shards import Cache
 
+from .hashed import hashed_lines, hashed_tables
+
 _SHOWN_FEATURES = 200
 
 
@@ -29,6 +31,7 @@ def inspect(cache: Cache) -> str:
         lines.append(f"{feature.name:24} {feature.kind:12} {feature.table:20} {rows:>12} {max_len:>8}".rstrip())
     if len(cache.schema.features) > _SHOWN_FEATURES:
         lines.append(f"and {len(cache.schema.features) - _SHOWN_FEATURES} more")
+    lines += hashed_lines(hashed_tables(cache))
     if cache.stores:
         lines += ["", f"{'store':24} {'ids':>12} {'features':>9}   column of the data, rows whose id it lacks"]
     for store in cache.stores:

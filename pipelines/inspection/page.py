@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -10,13 +11,14 @@ from markupsafe import Markup
 from torchrec_models.pipelines.data.shards import Cache
 from torchrec_models.pipelines.evaluation import charts
 
+from .hashed import HashedTable, hashed_lines, hashed_tables
 from .statistics import NUM_BINS, IdStats, NumberStats, SplitStats
 
 _MOST_LENGTH_BINS = NUM_BINS
 
 
-def table(stats: dict[str, SplitStats]) -> str:
-    """Splits, then each feature with a line per split."""
+def table(stats: dict[str, SplitStats], *, hashed: Sequence[HashedTable] = ()) -> str:
+    """Splits, then each feature with a line per split; hashed tables with a line each."""
     lines = [f"{'split':8} {'rows':>14}   mean labels"]
     for name, split in stats.items():
         means = ", ".join(f"{task} {mean:.5f}" for task, mean in split.label_means.items())
@@ -35,6 +37,7 @@ def table(stats: dict[str, SplitStats]) -> str:
         for feature in first.ids:
             for name, split in stats.items():
                 lines.append(f"{feature:24} {name:8} {_ids(split.ids[feature])}")
+    lines += hashed_lines(hashed)
     for name, split in stats.items():
         if split.over_time is not None:
             lines += ["", f"{name} by {split.over_time.unit}:"]
@@ -74,6 +77,7 @@ def write_page(path: Path, cache: Cache, stats: dict[str, SplitStats]) -> Path:
             for name, n in stats[first].numbers.items()
         ],
         ids=[(name, {s: of.ids[name] for s, of in stats.items()}, _lengths(i, name)) for name, i in stats[first].ids.items()],
+        hashed=hashed_tables(cache),
         charted=first,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -108,6 +108,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
         {"split": {"by": "time", "column": "time", "valid_from": 30_000}},
         {**FEATURES, "met": MET_BEFORE},
     ),
+    "buckets by the number of distinct values": (
+        {"split": {"by": "random", "valid": 0.2}},
+        {"item": {**CATEGORICAL, "ids": {"by": "hash", "margin": 1.5}}, "history": LISTS["history"], "text": LIST_TEXT},
+    ),
     "nothing to learn": ({"train": "*.csv"}, {"user": {**CATEGORICAL, "ids": {"by": "hash", "buckets": 50}}}),
 }
 

@@ -13,6 +13,7 @@ from torchrec_models.pipelines import config as C
 from torchrec_models.pipelines.cli import main
 from torchrec_models.pipelines.data.prepare import prepare
 from torchrec_models.pipelines.data.shards import Cache
+from torchrec_models.pipelines.inspection.hashed import hashed_tables
 from torchrec_models.pipelines.inspection.head import head
 from torchrec_models.pipelines.inspection.overview import verify
 from torchrec_models.pipelines.inspection.statistics import statistics
@@ -28,6 +29,7 @@ features:
   user: {{kind: categorical}}
   device: {{kind: categorical, ids: {{by: vocabulary, min_count: 2}}}}
   hashed: {{kind: categorical, column: user, ids: {{by: hash, buckets: 50}}}}
+  roomy: {{kind: categorical, column: user, ids: {{by: hash, margin: 2}}}}
   age: {{kind: numeric, steps: [{{fill: 0}}]}}
   price: {{kind: numeric}}
   price_bucket: {{kind: categorical, column: price, ids: {{by: bucketize, boundaries: [1, 2]}}}}
@@ -102,6 +104,25 @@ def test_statistics_are_those_of_the_raw_rows(cache: Cache, raw: pa.Table) -> No
         assert math.isnan(stats.ids["hashed"].oov_share)  # hashing knows every value
     assert found["train"].ids["user"].oov_share == 0 and found["test"].ids["user"].oov_share == 1
     assert found["train"].ids["user"].distinct == len(np.unique(of_part(raw, "train")["user"].to_numpy()))
+
+
+def test_hashed_tables_say_how_much_is_shared(
+    cache: Cache, raw: pa.Table, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, roomy = hashed_tables(cache)
+    values = np.unique(of_part(raw, "train")["user"].to_numpy())
+    assert (given.name, given.buckets, roomy.name, roomy.buckets) == ("hashed", 50, "roomy", 2 * len(values))
+    assert math.isnan(given.num_distinct) and roomy.num_distinct == len(values) == 19
+    drawn = np.random.default_rng(0).integers(0, roomy.buckets, (20_000, 19))
+    shared = np.mean([np.sum(counts[counts > 1]) / 19 for counts in (np.bincount(row) for row in drawn)])
+    assert roomy.collision_share == pytest.approx(shared, abs=0.005)
+    for look in ("inspect", "stats"):
+        assert main(["data", look, str(config)]) == 0
+        out = capsys.readouterr().out
+        assert re.search(r"^hashed +50 +- +-$", out, flags=re.MULTILINE)
+        assert re.search(rf"^roomy +38 +~19 +{roomy.collision_share:.2%}$", out, flags=re.MULTILINE)
+    page = Path(re.search(r"wrote (.+)", out)[1]).read_text()
+    assert f"<td>roomy</td><td>38</td><td>19</td><td>{roomy.collision_share:.2%}</td>" in page
 
 
 def test_labels_by_day_are_those_of_the_raw_rows(cache: Cache, raw: pa.Table) -> None:
