@@ -25,7 +25,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     add("--max-body-bytes", type=int, default=1 << 20, help="default: 1 MiB; larger bodies get 413")
     add("--max-rows", type=int, default=1024, help="rows of one request (default: 1024)")
     add("--max-batch-rows", type=int, default=64, help="rows of one call of the graph (default: 64)")
-    add("--max-concurrency", type=int, default=256, help="requests in work per worker (default: 256); more get 503 at once")
+    add("--max-concurrency", type=int, default=256, help="requests in work per worker (default: 256); more get 503")
     add("--watch-seconds", type=float, default=1.0, help="how often to look for new versions (default: 1; 0: never)")
     add("--drain-seconds", type=float, default=1.0, help="how long SIGTERM lets requests come in (default: 1)")
     add("--access-log", type=float, default=0.0, metavar="SHARE", help="write a JSON line for this share of requests (default: 0)")

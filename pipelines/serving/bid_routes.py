@@ -15,7 +15,7 @@ from .bid_reader import BidReader
 from .bid_terms import Asked, Terms, separators
 from .bidding import Bidder, Plan
 from .messages import HttpError, Request, Response, Route, encode_json
-from .models import Deployment, Models, ServedModel, checked
+from .models import Deployment, Models, RefusedRow, ServedModel, checked
 from .openrtb import VERSION, Auction, BidRequest, NoBid, decode_auction, decode_request, encode_response
 
 _HEADERS = ((b"x-openrtb-version", VERSION.encode()),)
@@ -117,6 +117,8 @@ class BidRoutes:
             else:
                 whole = whole if read is None else _decoded(request)
                 answers = await model.score(scorer.mapping.rows(whole, plan.rows, now), from_json=True)
+        except RefusedRow:
+            raise
         except ValueError as error:
             raise HttpError(400, str(error)) from None
         if deadline is not None and time.perf_counter() > deadline:

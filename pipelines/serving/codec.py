@@ -89,7 +89,7 @@ class RowCodec:
     def _refuse_unknown(self, row: Row, index: int) -> None:
         unknown = next(key for key in row if key not in self.columns)
         close = difflib.get_close_matches(str(unknown), self.columns, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         known = ", ".join(self.columns)
         raise ValueError(f"{self.where}: data row {index + 1}: unknown key {unknown!r}{hint} The model reads: {known}")
 

@@ -93,6 +93,7 @@ def test_the_answer_names_model_and_version(server, bundle):
         ([ROW], 400, "must be a JSON object"),
         (3, 400, "must be a JSON object"),
         (ROW | {"devcie": 1}, 422, "unknown key 'devcie'; did you mean 'device'?"),
+        ({"zebra": 3}, 422, "unknown key 'zebra'. The model reads: "),
         (ROW | {"price": "dear"}, 422, "feature 'price': rows: column 'price', data row 1: 'dear' is not a number"),
         (ROW | {"price": [1]}, 422, "feature 'price'"),
         (ROW | {"age": 1e300}, 422, "feature 'age': rows: column 'age', data row 1: 1e+300 does not become a finite"),
