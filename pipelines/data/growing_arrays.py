@@ -20,9 +20,8 @@ from .direct_files import set_direct
 from .durable import naming
 from .shards import NPY_HEADER_BYTES
 
-_MOST_BUFFER_BYTES = (
-    1 << 22
-)  # its halves are written while the disk reads, too: 512 KiB at a time were 0.9 GB/s then, and what prepare waited for
+# its halves are written while the disk reads, too: 512 KiB at a time were 0.9 GB/s then, and what prepare waited for
+_MOST_BUFFER_BYTES = 1 << 22
 _LEAST_BUFFER_BYTES = 1 << 17  # its half is a multiple of the blocks that direct writing wants
 _ALL_BUFFERS_BYTES = 1 << 25
 

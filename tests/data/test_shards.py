@@ -174,6 +174,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 writer = ShardWriter(Path({str(tmp_path)!r}) / "train", schema, pa.schema([]), rows_per_shard=10_000)
 try:
     writer.append(random_rows(schema, 2000), pa.table({{}}))
+    writer.close()  # what fits into the buffers is not written before
 except OSError as error:
     print(error)
 """
