@@ -80,10 +80,12 @@ def run(command: list[str], log: Path) -> dict:
 class Competition:
     """The steps, in order; what is done is kept in `steps.json`."""
 
-    def __init__(self, folder: Path, *, train_rows: int, test_rows: int, drop_rows: bool, overrides: list[str]) -> None:
+    def __init__(
+        self, folder: Path, *, train_rows: int, valid_rows: int, test_rows: int, drop_rows: bool, overrides: list[str]
+    ) -> None:
         self.folder, self.raw, self.run_folder = folder, folder / "raw", folder / "run"
-        self.valid_rows = round(VALID_SHARE * train_rows)
-        self.train_rows, self.test_rows, self.drop_rows = train_rows - self.valid_rows, test_rows, drop_rows
+        self.train_rows, self.valid_rows = train_rows - valid_rows, valid_rows
+        self.test_rows, self.drop_rows = test_rows, drop_rows
         self.submission = folder / "submission.csv"
         self.overrides = [
             f"data.train={self.raw}/train-*.parquet",
@@ -154,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--train-rows", type=int, default=10_700_000, help="labelled rows, those to validate on counted in")
+    parser.add_argument("--valid-rows", type=int, help=f"of them, to validate on (default: {VALID_SHARE:.0%})")
     parser.add_argument("--test-rows", type=int, default=15_300_000)
     parser.add_argument("--drop-rows", action="store_true", help="delete raw rows when they have been used")
     parser.add_argument("--name", default="competition", help="of the result file")
@@ -164,6 +167,7 @@ def main() -> None:
     competition = Competition(
         args.folder.resolve(),
         train_rows=args.train_rows,
+        valid_rows=round(VALID_SHARE * args.train_rows) if args.valid_rows is None else args.valid_rows,
         test_rows=args.test_rows,
         drop_rows=args.drop_rows,
         overrides=args.overrides,
