@@ -15,7 +15,7 @@ from .checksums import FileEntry
 from .durable import fsync, naming
 from .growing_arrays import GrowingArray, buffers_for
 from .rows import Rows, list_valued
-from .shards import SIDECARS, Shard, array_files
+from .shards import NPY_HEADER_BYTES, SIDECARS, Shard, array_files
 
 EVERY_SHARD = range(2**31)
 _MOST_INCOMPLETE = 2  # shards of a split that wait for the disk
@@ -163,8 +163,16 @@ class ShardWriter:
                 earlier.result()
         self._finished.append(self._pool.submit(self._complete, under_way))
 
+    def _written(self, written: _OpenShard, name: str) -> np.ndarray:
+        """A matrix of a shard, float64. `np.load` parses its header as Python, in which CPython 3.11 now and then fails in threads
+        ("AST constructor recursion depth mismatch")."""
+        dtype, columns = array_files(self.schema)[name]
+        assert columns is not None, name
+        numbers = np.fromfile(written.folder / name, dtype, offset=NPY_HEADER_BYTES)
+        return numbers.reshape(written.num_rows, columns).astype(np.float64)
+
     def _complete(self, written: _OpenShard) -> Shard:
-        labels, weights = (np.load(written.folder / f"{n}.npy").astype(np.float64) for n in ("labels", "weights"))
+        labels, weights = (self._written(written, name) for name in ("labels.npy", "weights.npy"))
         files = {}
         for path in sorted(written.folder.iterdir()):
             fsync(path)
