@@ -119,7 +119,10 @@ class App:
         request = Request(scope["method"], scope["path"], scope["headers"], b"")
         route = self._exact.get((request.method, request.path))
         try:
-            route = route or self._match(request)
+            self.admit(route, request)
+            if route is None:
+                route = self._match(request)
+                self.admit(route, request)
             if self.is_overloaded(route):
                 await asyncio.sleep(self.seconds_to_refusal())
                 raise OVERLOAD
@@ -138,7 +141,6 @@ class App:
     async def _respond(self, route: Route, request: Request, receive: Receive) -> Response:
         self.num_in_work += 1
         try:
-            self.admit(route, request)
             request.body = await self._body(request, receive)
             return await route.handler(request)
         finally:
@@ -154,13 +156,17 @@ class App:
         self._next_refusal = max(self._next_refusal, now - _BURST_SECONDS) + gap
         return max(0.0, self._next_refusal - now)
 
-    def admit(self, route: Route, request: Request) -> None:
-        """Whether the caller may ask this, before its body is read.
+    def admit(self, route: Route | None, request: Request) -> None:
+        """Whether the caller may ask this: before anything else, so that a stranger learns neither which paths there are nor how
+        much there is to do.
+
+        Args:
+            route: None where it is not known (yet).
 
         Raises:
             HttpError: 401 and 403 where a token is missing or wrong.
         """
-        if (self.has_token or route.admin) and route.path not in self._open_paths:
+        if (self.has_token or (route and route.admin)) and request.path not in self._open_paths:
             self._check_token(request)
 
     def response_to(self, error: Exception, request: Request) -> Response:

@@ -198,6 +198,12 @@ class _Exchange(Stepper):
         app = protocol.app
         route = self.route
         request = self._request = Request(route.method, route.path, self.headers, self.body)
+        if app.has_token or route.admin:
+            try:
+                app.admit(route, request)
+            except HttpError as error:
+                self._reply(app, error.response())
+                return
         if app.num_in_work >= app.most_in_work and app.is_overloaded(route):
             seconds = app.seconds_to_refusal()
             if seconds:
@@ -206,13 +212,6 @@ class _Exchange(Stepper):
                 self._reply(app, OVERLOAD.response())
             return
         app.num_in_work += 1
-        if app.has_token or route.admin:
-            try:
-                app.admit(route, request)
-            except HttpError as error:
-                app.num_in_work -= 1
-                self._reply(app, error.response())
-                return
         self._coroutine = route.handler(request)
         self.step()
 

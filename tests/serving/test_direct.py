@@ -297,6 +297,31 @@ def test_overload_is_refused_on_both_ways(handlers, cut):
         assert ask(port, *parts)[0].split()[1] == b"200"
 
 
+@pytest.mark.parametrize("cut", [False, True], ids=["direct", "asgi"])
+def test_strangers_learn_neither_paths_nor_load(handlers, cut):
+    """Whoever has no token gets 401, also where others would get 503, 404 or 405."""
+    app = CountingApp(handlers.routes(), limits=Limits(concurrent_requests=1), token="t" * 16, open_paths=frozenset({"/echo"}))
+    holder = f"Authorization: Bearer {'t' * 16}\r\n"
+
+    def status_of(path: str, headers: str, *, method: str = "POST") -> bytes:
+        sent = request(path, method=method, headers=headers)
+        return ask(port, *((sent[:-1], sent[-1:]) if cut else (sent,)))[0].split()[1]
+
+    def statuses(headers: str) -> list[bytes]:
+        return [status_of(path, headers) for path in ("/turns", "/missing", "/echo")] + [status_of("/turns", headers, method="PUT")]
+
+    with running(app) as (port, _), socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        assert statuses(holder) == [b"200", b"404", b"200", b"405"]
+        assert statuses("") == statuses("Authorization: Bearer wrong\r\n") == [b"401", b"401", b"200", b"401"]
+        connection.sendall(request("/wait", headers=holder))
+        assert handlers.arrived.wait(20)
+        assert statuses(holder) == [b"503", b"404", b"200", b"405"]
+        assert statuses("") == statuses("Authorization: Bearer wrong\r\n") == [b"401", b"401", b"200", b"401"]
+        assert app.num_in_work == 1
+        handlers.gate.get_loop().call_soon_threadsafe(handlers.gate.set_result, None)
+        assert answer(connection.makefile("rb"))[2] == b"waited"
+
+
 def test_refusals_of_a_flood_take_turns():
     app = App([], limits=Limits(refusals_per_second=100))
     delays = [app.seconds_to_refusal() for _ in range(50)]

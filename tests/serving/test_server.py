@@ -231,6 +231,7 @@ def test_token_overload_and_tls(click_bundles, tmp_path):
         assert served.ask("GET", "/healthz").status == 200
         overloaded = served.ask("POST", "/predict", ROW, Authorization=f"Bearer {TOKEN}")
         assert overloaded.status == 503 and overloaded.headers["retry-after"] == "1"
+        assert served.ask("POST", "/predict", ROW).status == served.ask("POST", "/models/first/predict", ROW).status == 401
     options = ["--token-file", tmp_path / "token", "--tls-cert", certificate, "--tls-key", key]
     context = ssl.create_default_context(cafile=str(certificate))
 
