@@ -31,7 +31,7 @@ setup: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/mypy torchrec_models pipelines launch
+	$(BIN)/mypy torchrec_models pipelines launch benchmarks
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -68,7 +68,8 @@ def merge_rows(name: str, rows: list[dict[str, Any]], *, packages: tuple[str, ..
 def _head(packages: tuple[str, ...]) -> dict[str, Any]:
     module = sys.modules["__main__"].__spec__
     arguments = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]  # where things lie here is of no use elsewhere
-    command = ["python", "-m", module.name if module else Path(sys.argv[0]).name, *arguments]
+    name = module.name.removesuffix(".__main__") if module else Path(sys.argv[0]).name
+    command = ["python", "-m", name, *arguments]
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(),

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -115,6 +116,10 @@ def num_batches_of(name: str, batch_size: int) -> int:
     return max(rows // batch_size, 4)
 
 
+def of_peer(worker: Worker, num_batches: int) -> float:
+    return worker.run(num_batches)["seconds"]
+
+
 def measure(turns: dict[str, Turn], *, batch_size: int, num_rounds: int) -> list[dict]:
     speeds: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(num_rounds):
@@ -155,7 +160,9 @@ def main() -> None:
     tokens = write_tokens(cache, raw.parent / "tokens.parquet")
     dataset = naive.RowDataset(raw)
     busy_before = os.getloadavg()[0]
-    rows, versions, not_run = [], {}, dict(NOT_RUN)
+    rows: list[dict] = []
+    versions: dict[str, str] = {}
+    not_run = dict(NOT_RUN)
     for batch_size in args.batch_sizes:
         turns = contenders(cache, raw, dataset, batch_size)
         with ExitStack() as stack:
@@ -163,7 +170,7 @@ def main() -> None:
                 for peer in ("huggingface", "fuxictr"):
                     command = [str(args.peer_python), "-m", "benchmarks.peers.loaders", peer, str(tokens.resolve())]
                     worker = stack.enter_context(Worker(peer, [*command, "--batch-size", str(batch_size)]))
-                    turns[peer] = lambda n, worker=worker: worker.run(n)["seconds"]
+                    turns[peer] = partial(of_peer, worker)
                     versions |= worker.about["versions"]
             rows += measure(turns, batch_size=batch_size, num_rounds=args.rounds)
     if not args.peer_python:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -50,7 +51,8 @@ def fuxictr(tokens: Path, batch_size: int) -> Iterator[int]:
         ids = values[offsets[row] : offsets[row + 1]][:PADDED_LENGTH]
         padded[row, : len(ids)] = ids
     path = tokens.parent / f"fuxictr-{FUXICTR_ROWS}.npz"
-    np.savez(path, **columns, **{SEQUENCE: padded})
+    arrays: dict[str, Any] = {**columns, SEQUENCE: padded}
+    np.savez(path, **arrays)
     names = [*(name for name in columns if name != LABEL), SEQUENCE]
     widths = [PADDED_LENGTH if name == SEQUENCE else 1 for name in [*names, LABEL]]
     starts = dict(zip([*names, LABEL], itertools.accumulate(widths, initial=0)))

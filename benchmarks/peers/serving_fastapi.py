@@ -1,6 +1,7 @@
 """FastAPI as its tutorial has it, with a typed body: python serving_fastapi.py BUNDLE PORT."""
 
 import sys
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -10,13 +11,14 @@ from serving_row import RowModel
 
 def main(bundle: str, port: int) -> None:
     model = RowModel(bundle)
-    types = {c.name: (list[str] | None if c.expects == "list" else str | None, None) for c in model.columns.values()}
+    columns = model.columns.values()
+    types: dict[str, Any] = {c.name: (list[str] | None if c.expects == "list" else str | None, None) for c in columns}
     Row = create_model("Row", **types)
     app = FastAPI()
 
     @app.post("/predict")
-    async def predict(row: Row) -> dict[str, float]:  # type: ignore[valid-type]
-        return model(row.model_dump())  # type: ignore[attr-defined]
+    async def predict(row: Row) -> dict[str, float]:
+        return model(row.model_dump())
 
     uvicorn.run(app, port=port, loop="uvloop", http="httptools", access_log=False, log_level="warning")
 
