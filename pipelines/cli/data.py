@@ -1,6 +1,7 @@
 """Verbs that make and read caches: prepare, data."""
 
 import argparse
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -38,8 +39,9 @@ def _add_data(verbs: argparse._SubParsersAction) -> None:
     head = add_look("head", _head, "the first rows, back in raw values where the vocabularies allow it")
     head.add_argument("--split", default="train", help="train, valid or test (default: train)")
     head.add_argument("--rows", type=int, default=3, help="default: 3")
-    stats = add_look("stats", _stats, "numbers, ids, labels by split and by day, as text and as one HTML page")
+    stats = add_look("stats", _stats, "numbers, ids, missing values, labels by split and by day, as text and as one HTML page")
     stats.add_argument("--html", type=Path, help="the page; default: <cache>.stats.html beside the cache folder")
+    stats.add_argument("--json", action="store_true", help="print JSON; a page is then made with --html only")
     _add_select(looks)
 
 
@@ -137,6 +139,7 @@ def _head(args: argparse.Namespace) -> None:
 
 def _stats(args: argparse.Namespace) -> None:
     from torchrec_models.pipelines.data.shards import Cache
+    from torchrec_models.pipelines.inspection.as_json import as_dict
     from torchrec_models.pipelines.inspection.hashed import hashed_tables
     from torchrec_models.pipelines.inspection.page import table, write_page
     from torchrec_models.pipelines.inspection.statistics import statistics
@@ -144,5 +147,10 @@ def _stats(args: argparse.Namespace) -> None:
 
     cache = Cache.open(cache_folder(args.target))
     stats = statistics(cache)
+    if args.json:
+        print(json.dumps(as_dict(stats, hashed=hashed_tables(cache)), indent=1))
+        if args.html:
+            write_page(args.html, cache, stats)
+        return
     print(table(stats, hashed=hashed_tables(cache)))
     print(f"\nwrote {write_page(args.html or cache.folder.with_name(cache.folder.name + '.stats.html'), cache, stats)}")

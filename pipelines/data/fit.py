@@ -153,12 +153,12 @@ class Fitter:
         first_row: int,
         rows: np.ndarray | None = None,
         store: str = "",
-        on_cut: Callable[[str, pa.Array, np.ndarray], None] | None = None,
+        on_cut: Callable[[str, pa.Array, pa.Array, np.ndarray], None] | None = None,
     ) -> Lesson:
         """What training rows, or rows of a store, have to teach; any thread may do this. Other arguments as in `Transforms.encode`.
 
         Args:
-            on_cut: told of each column of many values: its name, the values, and their offsets.
+            on_cut: told of each column of many values: its name, the column, the values, and their offsets.
 
         Raises:
             ValueError: for values that cannot be learned from (file, column, 1-based data row).
@@ -173,9 +173,9 @@ class Fitter:
             if not self._pass and self._stores[name] == store and ids.table in self._learned:
                 place = Place(where, ids.column, first_row, rows)
                 with _naming(name):
-                    values, offsets = ids.flat(one_array(batch.column(ids.column)), place)
+                    values, offsets = ids.flat(raw := one_array(batch.column(ids.column)), place)
                     if offsets is not None and on_cut is not None:
-                        on_cut(ids.column, values, offsets)
+                        on_cut(ids.column, raw, values, offsets)
                     self._look_at_ids(ids, values, place if offsets is None else place.with_offsets(offsets), lesson)
         return lesson
 

@@ -73,9 +73,9 @@ def fit_rows(
         index = np.flatnonzero(np.isin(codes, splitter.fitted))
         picked, rows = pick(batch, index)
 
-        def keep(column: str, values: pa.Array, offsets: np.ndarray) -> None:
+        def keep(column: str, raw: pa.Array, values: pa.Array, offsets: np.ndarray) -> None:
             if column in pieces.columns:
-                pieces.keep(column, batch.global_row, values, offsets)
+                pieces.keep(column, batch.global_row, raw, values, offsets)
 
         lesson = fitter.look_at(picked, where=str(batch.path), first_row=batch.first_row, rows=rows, on_cut=keep)
         return batch, len(index), lesson

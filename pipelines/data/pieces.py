@@ -27,12 +27,16 @@ _TEXT = "text"
 
 
 class _Kept(NamedTuple):
-    """What lies in a file: [num_values] numbers, then [num_offsets] int64, then, if `is_text`, the texts that are numbered."""
+    """What lies in a file: [num_values] numbers, then [num_offsets] int64, then, if `is_text`, the texts that are numbered.
+
+    `missing`: a bit per row, 1 where there was no text; None where there always was.
+    """
 
     num_values: int
     bits: int
     num_offsets: int
     is_text: bool
+    missing: np.ndarray | None
 
 
 class Pieces:
@@ -73,10 +77,11 @@ class Pieces:
     def _path(self, column: str, global_row: int) -> Path:
         return self._folder / f"{self._numbers[column]}-{global_row}.arrow"
 
-    def keep(self, column: str, global_row: int, values: pa.Array, offsets: np.ndarray) -> None:
+    def keep(self, column: str, global_row: int, raw: pa.Array, values: pa.Array, offsets: np.ndarray) -> None:
         """Puts the pieces of a batch aside. Any thread may do this.
 
         Args:
+            raw: [N] what was cut.
             values: [n] as `values.explode` gives them.
             offsets: [N + 1] int64.
 
@@ -92,13 +97,14 @@ class Pieces:
             rest.append(sink.getvalue().to_pybytes())
             values = values.indices
         words, bits = packed(values.to_numpy())
-        self._kept[column, global_row] = _Kept(len(values), bits, len(offsets), len(rest) > 1)
+        missing = np.packbits(raw.is_null().to_numpy(zero_copy_only=False)) if raw.null_count else None
+        self._kept[column, global_row] = _Kept(len(values), bits, len(offsets), len(rest) > 1, missing)
         padding = bytes(-words.nbytes % _ALIGNMENT_BYTES)
         direct_files.write(self._path(column, global_row), words.view(np.uint8), padding + b"".join(rest))
 
     def restored(self, batch: SourceBatch) -> SourceBatch:
         """The batch with the columns that were kept; their files are gone then. Any thread may do this."""
-        found = batch.batch
+        found, missing = batch.batch, dict(batch.missing)
         for column in self.columns:
             if (kept := self._kept.pop((column, batch.global_row), None)) is None:
                 continue
@@ -106,8 +112,10 @@ class Pieces:
             path = self._path(column, batch.global_row)
             values, offsets = _read(path, kept)
             path.unlink()
+            if kept.missing is not None:
+                missing[column] = np.unpackbits(kept.missing, count=found.num_rows).view(bool)
             found = found.append_column(column, pa.LargeListArray.from_arrays(pa.array(offsets), values))
-        return replace(batch, batch=found)
+        return replace(batch, batch=found, missing=missing)
 
 
 def _read(path: Path, kept: _Kept) -> tuple[pa.Array, np.ndarray]:

@@ -12,10 +12,11 @@ import torch
 from torchrec_models.pipelines.config import RunConfig
 
 from .journal import Journal
+from .missing import Missing
 from .rows import Rows
 from .shard_writer import ShardWriter
 from .shards import Shard
-from .sources import SourceBatch
+from .sources import SourceBatch, wanted_columns
 from .splits import stored_names
 from .store_files import LogEncoder
 from .targets import read_side_columns, read_targets, side_columns, side_schema
@@ -37,8 +38,8 @@ class Share:
     codes: np.ndarray
 
 
-Written = list[tuple[int, Rows, pa.Table]]
-"""Per split (its index), encoded rows and their side columns."""
+Written = list[tuple[int, Rows, pa.Table, Missing]]
+"""Per split (its index), encoded rows, their side columns, and what was missing of the raw rows."""
 
 
 class RowWriter:
@@ -69,6 +70,7 @@ class RowWriter:
         pool: Executor | None = None,
     ) -> None:
         self._config = config
+        self._columns = wanted_columns(config)
         self._encode_log = encode
         self._side_columns = side_columns(config.data)
         self._side_schema = side_schema(self._side_columns, raw_schema)
@@ -134,14 +136,15 @@ class RowWriter:
         """
         if not len(share.index):
             return []
-        rows, side = self._encode(share.batch, share.index)
+        rows, side, missing = self._encode(share.batch, share.index)
         out = []
         for code in range(len(self.splits)):
             of_split = np.flatnonzero(share.codes == code)
             if len(of_split) == len(share.codes):
-                out.append((code, rows, side))
+                out.append((code, rows, side, missing))
             elif len(of_split):
-                out.append((code, rows.take(torch.from_numpy(of_split)), side.take(pa.array(of_split))))
+                taken = rows.take(torch.from_numpy(of_split)), side.take(pa.array(of_split)), missing.take(of_split)
+                out.append((code, *taken))
         return out
 
     def append(self, written: Written) -> None:
@@ -150,16 +153,17 @@ class RowWriter:
         Raises:
             OSError: with the path, if the disk refuses.
         """
-        for code, rows, side in written:
-            self._writers[code].append(rows, side)
+        for code, rows, side, missing in written:
+            self._writers[code].append(rows, side, missing)
 
-    def _encode(self, batch: SourceBatch, index: np.ndarray) -> tuple[Rows, pa.Table]:
+    def _encode(self, batch: SourceBatch, index: np.ndarray) -> tuple[Rows, pa.Table, Missing]:
         raw, numbers = pick(batch, index)
         where, first_row, config = str(batch.path), batch.first_row, self._config
         labels, weights = read_targets(config.labels, config.data.weight, raw, where=where, first_row=first_row, rows=numbers)
         encoded = self._encode_log(raw, where=where, first_row=first_row, rows=numbers, labels=labels, weights=weights)
         side = read_side_columns(self._side_columns, self._side_schema, raw, where=where, first_row=first_row, rows=numbers)
-        return encoded, side
+        missing = Missing.of(raw, self._columns, known={name: mask[index] for name, mask in batch.missing.items()})
+        return encoded, side, missing
 
     def close(self, split: str) -> None:
         """Finishes a split's last shard; no row of it comes after this."""

@@ -14,6 +14,7 @@ from torchrec_models.schema import Schema
 from .checksums import FileEntry
 from .durable import fsync, naming
 from .growing_arrays import GrowingArray, buffers_for
+from .missing import Missing, added
 from .rows import Rows, list_valued
 from .shards import NPY_HEADER_BYTES, SIDECARS, Shard, array_files
 
@@ -30,6 +31,7 @@ class _OpenShard:
         self.folder = folder
         self.schema = schema
         self.num_rows = 0
+        self.missing: dict[str, int] | None = {}
         self.files: dict[str, FileEntry] = {}
         """The arrays, when they are closed."""
         self.arrays = {
@@ -42,8 +44,9 @@ class _OpenShard:
         self.sidecars = pa.ipc.new_file(str(folder / SIDECARS), sidecar_schema)
         self.pending: list[pa.Table] = []
 
-    def append(self, rows: Rows, sidecars: pa.Table) -> None:
+    def append(self, rows: Rows, sidecars: pa.Table, missing: dict[str, int] | None) -> None:
         self.num_rows += rows.num_rows
+        self.missing = added(self.missing, missing)
         for name in ("dense", "ids", "labels", "weights"):
             self.arrays[f"{name}.npy"].append(getattr(rows, name).numpy())
         for i, (values, offsets) in enumerate(rows.lists):
@@ -125,8 +128,11 @@ class ShardWriter:
         self._finished = [one if isinstance(one, Shard) else one.result() for one in self._finished]
         return [one for one in self._finished if isinstance(one, Shard)]
 
-    def append(self, rows: Rows, sidecars: pa.Table) -> None:
+    def append(self, rows: Rows, sidecars: pa.Table, missing: Missing | None = None) -> None:
         """Adds N rows and their side columns.
+
+        Args:
+            missing: what was missing of the raw rows; None where they are not known, and then nothing is recorded of the shard.
 
         Raises:
             OSError: with the path, if the disk refuses; finished shards stay usable.
@@ -140,7 +146,8 @@ class ShardWriter:
                     self.folder / f"{number:05d}.tmp", self.schema, self.sidecar_schema, self._buffers, self._pool
                 )
             stop = min(rows.num_rows, start + self.rows_per_shard - self._open.num_rows)
-            self._open.append(rows.slice(start, stop), sidecars.slice(start, stop - start))
+            counts = missing.counts(start, stop) if missing else None
+            self._open.append(rows.slice(start, stop), sidecars.slice(start, stop - start), counts)
             self.num_rows += stop - start
             start = stop
             if self._open.num_rows == self.rows_per_shard:
@@ -184,6 +191,7 @@ class ShardWriter:
             files=files,
             label_sums=tuple((weights[:, :num_tasks] * labels).sum(0).tolist()),
             weight_sums=tuple(weights.sum(0).tolist()),
+            missing=written.missing,
         )
         fsync(written.folder)
         written.folder.rename(shard.folder)

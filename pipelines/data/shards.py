@@ -26,6 +26,7 @@ from torchrec_models.schema import Schema
 
 from .checksums import FileEntry
 from .manifest import read_manifest
+from .missing import added
 from .rows import Rows, list_valued, single_valued
 from .stores import Join, Store, stored_schema
 
@@ -57,6 +58,7 @@ class Shard:
 
     Attributes:
         label_sums, weight_sums: per task, the sums of weight * label and of weight.
+        missing: raw column -> rows whose value was missing (see missing.py); None in caches of earlier releases.
     """
 
     folder: Path
@@ -64,11 +66,13 @@ class Shard:
     files: Mapping[str, FileEntry]
     label_sums: tuple[float, ...]
     weight_sums: tuple[float, ...]
+    missing: Mapping[str, int] | None = None
 
     @classmethod
     def from_json(cls, folder: Path, raw: Mapping[str, Any]) -> "Shard":
         files = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
-        return cls(folder, raw["num_rows"], files, tuple(raw["label_sums"]), tuple(raw["weight_sums"]))
+        sums = tuple(raw["label_sums"]), tuple(raw["weight_sums"])
+        return cls(folder, raw["num_rows"], files, *sums, raw.get("missing"))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -76,6 +80,7 @@ class Shard:
             "files": {name: vars(entry) for name, entry in sorted(self.files.items())},
             "label_sums": list(self.label_sums),
             "weight_sums": list(self.weight_sums),
+            **({} if self.missing is None else {"missing": dict(self.missing)}),
         }
 
     @property
@@ -172,6 +177,14 @@ class SplitData:
             total = sum(shard.weight_sums[i] for shard in self.shards)
             means[task.name] = sum(shard.label_sums[i] for shard in self.shards) / total if total else float("nan")
         return means
+
+    @cached_property
+    def missing(self) -> Mapping[str, int] | None:
+        """Raw column -> rows whose value was missing; None where no count was recorded."""
+        total: dict[str, int] | None = {}
+        for shard in self.shards:
+            total = added(total, shard.missing)
+        return total or None
 
     def verify(self) -> None:
         """Reads every byte. Raises ValueError naming the first file that is missing or altered."""

@@ -27,6 +27,7 @@ class SourceBatch:
         first_row: 0-based number of the first row in that file (a header line is not a row).
         global_row: 0-based number of the first row over the whole source.
         part: number of the part; all rows are of one.
+        missing: column -> [N] bool, of columns whose arrays do not tell any more.
     """
 
     batch: pa.RecordBatch
@@ -34,6 +35,7 @@ class SourceBatch:
     first_row: int
     global_row: int
     part: int = 0
+    missing: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

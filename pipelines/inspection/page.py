@@ -12,9 +12,10 @@ from torchrec_models.pipelines.data.shards import Cache
 from torchrec_models.pipelines.evaluation import charts
 
 from .hashed import HashedTable, hashed_lines, hashed_tables
-from .statistics import NUM_BINS, IdStats, NumberStats, SplitStats
+from .statistics import NUM_BINS, IdStats, NumberStats, SplitStats, raw_columns
 
 _MOST_LENGTH_BINS = NUM_BINS
+_NOT_RECORDED = "not recorded"
 
 
 def table(stats: dict[str, SplitStats], *, hashed: Sequence[HashedTable] = ()) -> str:
@@ -37,7 +38,7 @@ def table(stats: dict[str, SplitStats], *, hashed: Sequence[HashedTable] = ()) -
         for feature in first.ids:
             for name, split in stats.items():
                 lines.append(f"{feature:24} {name:8} {_ids(split.ids[feature])}")
-    lines += hashed_lines(hashed)
+    lines += ["", *_missing_lines(stats), *hashed_lines(hashed)]
     for name, split in stats.items():
         if split.over_time is not None:
             lines += ["", f"{name} by {split.over_time.unit}:"]
@@ -45,6 +46,27 @@ def table(stats: dict[str, SplitStats], *, hashed: Sequence[HashedTable] = ()) -
                 means = ", ".join(f"{task} {values[i]:.5f}" for task, values in split.over_time.means.items())
                 lines.append(f"  {period:20} {split.over_time.num_rows[i]:>12,} rows   {means}")
     return "\n".join(lines)
+
+
+def _missing_lines(stats: dict[str, SplitStats]) -> list[str]:
+    """Raw columns with missing values, a line each; those without are named together."""
+    columns = raw_columns(stats)
+    if not columns:
+        return [f"missing values of the raw columns: {_NOT_RECORDED} when this cache was prepared; prepare again to count them"]
+    widths = [max(len(name), len(_NOT_RECORDED)) for name in stats]
+    heads = " ".join(f"{name:>{width}}" for name, width in zip(stats, widths))
+    lines, complete = [f"{'missing of raw column':24} {heads}"], []
+    for column in columns:
+        if not any(split.missing is None or split.missing[column] for split in stats.values()):
+            complete.append(column)
+            continue
+        shares = (_missing(split.missing_share(column)) for split in stats.values())
+        lines.append(f"{column:24} " + " ".join(f"{share:>{width}}" for share, width in zip(shares, widths)))
+    return [*lines, f"nothing is missing of {len(complete)} columns: {', '.join(complete)}"] if complete else lines
+
+
+def _missing(share: float | None) -> str:
+    return _NOT_RECORDED if share is None else _share(share)
 
 
 def _ids(s: IdStats) -> str:
@@ -65,7 +87,8 @@ def write_page(path: Path, cache: Cache, stats: dict[str, SplitStats]) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"thousands": lambda value: f"{value:,}", "share": _share, "short": lambda value: f"{value:.5g}"}
+    environment.filters |= {"thousands": lambda value: f"{value:,}", "short": lambda value: f"{value:.5g}"}
+    environment.filters |= {"share": _share, "missing": _missing}
     first = next(iter(stats))
     text = environment.get_template("stats.html.j2").render(
         title=cache.folder.name,
@@ -78,6 +101,7 @@ def write_page(path: Path, cache: Cache, stats: dict[str, SplitStats]) -> Path:
         ],
         ids=[(name, {s: of.ids[name] for s, of in stats.items()}, _lengths(i, name)) for name, i in stats[first].ids.items()],
         hashed=hashed_tables(cache),
+        raw_columns=raw_columns(stats),
         charted=first,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
 """`trm data stats`: what the prepared rows look like, in one pass over each split, a block of rows at a time.
 
-Numbers are what the model is given: steps were applied, so a missing number cannot be told from its fill any more. Missing
-categories can where they have a row of their own.
+Numbers and ids are what the model is given: steps were applied, so a missing number cannot be told from its fill any more. What was
+missing of the raw rows was counted by `trm prepare`, for every column.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -102,11 +102,27 @@ class RateOverTime:
 
 @dataclass(frozen=True)
 class SplitStats:
+    """Of one split.
+
+    Attributes:
+        missing: raw column -> rows whose value was missing; None where `trm prepare` did not record it (earlier releases).
+    """
+
     num_rows: int
     label_means: dict[str, float]
+    missing: Mapping[str, int] | None
     numbers: dict[str, NumberStats]
     ids: dict[str, IdStats]
     over_time: RateOverTime | None
+
+    def missing_share(self, column: str) -> float | None:
+        """Of its rows; None where it was not recorded."""
+        return None if self.missing is None else self.missing[column] / max(1, self.num_rows)
+
+
+def raw_columns(stats: Mapping[str, SplitStats]) -> list[str]:
+    """Those whose missing values were recorded in some split."""
+    return list(dict.fromkeys(column for split in stats.values() for column in split.missing or ()))
 
 
 def statistics(cache: Cache) -> dict[str, SplitStats]:
@@ -130,7 +146,7 @@ def _of_split(cache: Cache, split: SplitData) -> SplitStats:
         for column, stats in enumerate(numbers.values()):
             if stats.high > stats.low:
                 stats.bins += np.histogram(dense[:, column], bins=stats.edges)[0]
-    return SplitStats(split.num_rows, split.label_mean, numbers, ids, _over_time(cache, split))
+    return SplitStats(split.num_rows, split.label_mean, split.missing, numbers, ids, _over_time(cache, split))
 
 
 def _special_rows(table: IdTransform | None) -> tuple[int, bool]:
