@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..config.data import HashIds
-from . import hyperloglog
+from . import decimals, hyperloglog
 from .fit_ids import counted_values
 from .ids import Hash
 from .values import Kind, Place, plain
@@ -31,6 +31,7 @@ class HashFit:
         self._margin = config.margin
         self._hash = Hash(null=config.null, buckets=1, seed=config.seed, kind=kind)
         self._registers = np.zeros(hyperloglog.NUM_REGISTERS, np.uint8)
+        self._seen_small = np.zeros(decimals.MOST_SMALL, bool)  # by number: those that a sketch has
 
     def sketched(self, values: pa.Array, place: Place) -> np.ndarray:
         """The sketch of values [n], which may be dictionary-encoded. Any thread may do this.
@@ -38,7 +39,7 @@ class HashFit:
         Raises:
             ValueError: for values that cannot be hashed (file, column and row).
         """
-        different, _ = counted_values(values)
+        different = self._unseen(counted_values(values)[0])
         try:
             hashes, missing = self._hash.hashes(different, place)
         except ValueError:
@@ -48,6 +49,15 @@ class HashFit:
         if self._hash.null == "token" and missing.any():
             found = np.append(found, np.uint64(self._hash.hash_of_missing))
         return hyperloglog.registers(found)
+
+    def _unseen(self, different: pa.Array) -> pa.Array:
+        """Small numbers that no sketch has: hashing the text of all would be most of the work. Two threads may both find one."""
+        if (small := decimals.small(different)) is None:
+            return different
+        numbers, _ = small
+        unseen = numbers[~self._seen_small[numbers]]
+        self._seen_small[unseen] = True
+        return pa.array(unseen)
 
     def add(self, registers: np.ndarray) -> None:
         """See also what `sketched` saw."""

@@ -1,4 +1,4 @@
-"""Long separated text, cut into pieces by the pass that learns a vocabulary and kept on disk for the pass that writes.
+"""Long separated text, cut into pieces by the pass that learns its ids and kept on disk for the pass that writes.
 
 Most of the time of both passes goes into decoding such a column and cutting it; this does it once. The files take no more room than
 the shards that replace them: each is deleted when it has been read. They do not pass through the page cache, where they took a
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from ..config import RunConfig
-from ..config.data import SequenceConfig, VocabularyIds, raw_columns
+from ..config.data import HashIds, SequenceConfig, VocabularyIds, raw_columns
 from . import direct_files
 from .c_arguments import int32_array
 from .packed import num_words, packed, unpacked
@@ -56,7 +56,7 @@ class Pieces:
 
     @classmethod
     def of(cls, config: RunConfig, source: Source, folder: Path) -> "Pieces":
-        """For those columns that only one feature reads, by a vocabulary that is learned from every row of the files."""
+        """For those columns that only one feature reads, by ids that are learned from every row of the files."""
         if config.data.split is not None or source.is_text:
             return cls(folder, ())
         as_numbers, as_ids, as_they_are = uses(config)
@@ -69,7 +69,8 @@ class Pieces:
                 continue
             column = feature.column or name
             alone = readers.count(column) == 1 and column in as_ids - as_numbers - as_they_are
-            learned = isinstance(tables[config.table_of(name)].ids, VocabularyIds)
+            ids = tables[config.table_of(name)].ids
+            learned = isinstance(ids, VocabularyIds) or (isinstance(ids, HashIds) and bool(ids.margin))
             if alone and learned and pa.types.is_string(source.arrow_schema.field(column).type):
                 columns.append(column)
         return cls(folder, columns)

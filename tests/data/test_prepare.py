@@ -504,14 +504,15 @@ def test_prepare_is_repeatable_and_does_not_depend_on_the_memory_budget(tmp_path
     assert torch.equal(one.split("train").read(0, 0, 5).ids, other.split("train").read(0, 0, 5).ids)
 
 
-def test_long_texts_are_cut_once_and_nothing_of_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ids", [{"by": "vocabulary", "min_count": 3}, {"by": "hash", "margin": 1.5}], ids=["vocabulary", "margin"])
+def test_long_texts_are_cut_once_and_nothing_of_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: dict) -> None:
     """The pass that writes takes the pieces of the pass that learned; resumed, it reads the text again; to the same bytes."""
     generator = np.random.default_rng(1)
     texts = [",".join(map(str, generator.zipf(1.3, n) % 5000)) for n in generator.integers(0, 60, 20_000)]
     history = [None if i % 7 == 3 else text for i, text in enumerate(texts)]
     table = pa.table({"label": generator.integers(0, 2, 20_000), "history": history})
     pq.write_table(table, tmp_path / "log.parquet", row_group_size=3000)
-    features = {"history": {"kind": "sequence", "separator": ",", "max_len": 20, "ids": {"by": "vocabulary", "min_count": 3}}}
+    features = {"history": {"kind": "sequence", "separator": ",", "max_len": 20, "ids": ids}}
 
     def config(name: str) -> RunConfig:
         paths = {"train": str(tmp_path / "log.parquet"), "cache": str(tmp_path / name)}
