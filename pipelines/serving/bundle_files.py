@@ -18,6 +18,10 @@ CONFIG = "config.yaml"
 _CHUNK_BYTES = 1 << 20
 
 
+class AbsentFile(FileNotFoundError, ValueError):
+    """A file of a bundle that is not there: not copied completely, or not reachable at the moment."""
+
+
 def blake2b(path: Path) -> str:
     """BLAKE2b of a file, 128 bits, as hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
@@ -43,13 +47,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a bundle whose files are all there and unaltered.
 
     Raises:
-        ValueError: that names the folder, the manifest, or the file that is missing or altered.
+        ValueError: that names the folder, the manifest, or the file that is altered or (`AbsentFile`) missing.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; `trm export` writes a bundle")
+        raise AbsentFile(f"{folder}: no such folder; `trm export` writes a bundle")
     if not path.is_file():
-        raise ValueError(f"{folder}: not a bundle ({MANIFEST} is missing: not exported, or an export that did not finish)")
+        raise AbsentFile(f"{folder}: not a bundle ({MANIFEST} is missing: not exported, or an export that did not finish)")
     try:
         manifest = json.loads(path.read_text())
     except ValueError as error:
@@ -71,7 +75,7 @@ def _check_file(folder: Path, name: str, entry: dict[str, Any]) -> None:
         raise ValueError(f"{folder / MANIFEST}: file {name!r} lies outside the bundle")
     path = folder.joinpath(*parts)
     if not path.is_file():
-        raise ValueError(f"{folder}: file {name!r} is missing; copy the bundle again, or export again")
+        raise AbsentFile(f"{folder}: file {name!r} is missing; copy the bundle again, or export again")
     num_bytes = path.stat().st_size
     if num_bytes != entry["bytes"] or blake2b(path) != entry["blake2b"]:
         why = f"{num_bytes} bytes instead of {entry['bytes']}" if num_bytes != entry["bytes"] else "another checksum"

@@ -53,7 +53,7 @@ KINDS = {
     "trm_ids": Kind("ids looked up", (*_VERSION, "feature")),
     "trm_unknown_ids": Kind("of them, values not in the vocabulary, or missing (row 0)", (*_VERSION, "feature")),
     "trm_reloads": Kind("new versions loaded", ("model",)),
-    "trm_failed_reloads": Kind("new versions refused", ("model",)),
+    "trm_failed_reloads": Kind("tries to load a new version that failed: refused, or unreadable", ("model", "reason")),
     "trm_bids": Kind("bids offered", ("campaign",)),
     "trm_no_bids": Kind("impressions or requests without a bid", ("reason",)),
     "trm_bid_notices": Kind("bids settled by a notice, or by none in time", ("kind",)),

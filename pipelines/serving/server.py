@@ -19,7 +19,7 @@ from uvicorn.supervisors import Multiprocess
 from .access_log import AccessLog
 from .app import App, Limits
 from .direct import DirectProtocol
-from .loading import Reloader, load_model, settle_memory
+from .loading import Reloader, load_model, settle_memory, signature_of
 from .messages import Route
 from .metrics import Labels, Metrics
 from .models import Deployment, Models
@@ -129,6 +129,7 @@ class Worker:
         self.options = options
         self.metrics = Metrics(folder=metrics_folder)
         settle_memory()
+        self._found = {(o.name, o.role): signature_of(o.path) for o in options.bundles}  # what comes while they load is new
         self.models = load_models(options, self.metrics)
         self._tasks: list[asyncio.Task[None]] = []
         self._reloader: Reloader | None = None
@@ -185,7 +186,13 @@ class Worker:
     def _start(self) -> None:
         sys.setswitchinterval(_SWITCH_SECONDS)
         options = self.options
-        self._reloader = Reloader(self.models, self.metrics, max_batch_rows=options.max_batch_rows, num_threads=options.num_threads)
+        self._reloader = Reloader(
+            self.models,
+            self.metrics,
+            max_batch_rows=options.max_batch_rows,
+            num_threads=options.num_threads,
+            served=self._found,
+        )
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._every(1.0, self._leave_metrics)))
         if options.watch_seconds:

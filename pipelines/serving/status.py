@@ -39,7 +39,7 @@ def status_routes(worker: "Worker") -> list[Route]:
         return Response(encode_json({"models": served}))
 
     async def reload(request: Request) -> Response:
-        return Response(encode_json(await worker.reloader.look()))
+        return Response(encode_json(await worker.reloader.look(at_once=True)))
 
     return [
         Route("GET", "/healthz", health),
