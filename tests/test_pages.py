@@ -38,6 +38,13 @@ def test_a_page_is_what_the_results_say(path: Path) -> None:
     assert path.read_text() == fill(path, PAGES[path], Results()), "write it again: python -m benchmarks.pages"
 
 
+def test_every_result_file_is_on_a_page() -> None:
+    results = Results()
+    for path, tables in PAGES.items():
+        fill(path, tables, results)
+    assert {path.stem for path in RESULTS.glob("*.json")} == set(results.read)
+
+
 def test_a_new_result_changes_the_page(tmp_path: Path) -> None:
     """Were it not so, an old page would pass."""
     folder = Path(shutil.copytree(RESULTS, tmp_path / "results"))

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from benchmarks.record import RESULTS
@@ -86,7 +85,7 @@ def span(numbers: Sequence[float]) -> str:
     return f"{count(min(numbers))} to {count(max(numbers))}"
 
 
-def named(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+def named(rows: Iterable[Row], wanted: Row) -> list[Row]:
     """The rows that have these values.
 
     Raises:
@@ -98,17 +97,6 @@ def named(rows: Iterable[Row], **wanted: Any) -> list[Row]:
     return found
 
 
-def named_one(rows: Iterable[Row], **wanted: Any) -> Row:
+def named_one(rows: Iterable[Row], wanted: Row) -> Row:
     """The row that has these values, the last one where there are several."""
-    return named(rows, **wanted)[-1]
-
-
-def verdict(met: Sequence[bool], *, on_the_whole: bool) -> str:
-    """Whether an aim is reached, and in how many rounds it was."""
-    said = "reached" if on_the_whole else "**missed**"
-    return f"{said} ({sum(met)} of {len(met)} rounds)" if len(met) > 1 else said
-
-
-def at_least(rounds: Sequence[float], aim: float) -> str:
-    """The verdict by the median of the rounds."""
-    return verdict([number >= aim for number in rounds], on_the_whole=median(rounds) >= aim)
+    return named(rows, wanted)[-1]
