@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.pages.aims import at_least, flat
 from benchmarks.pages.page import PageError, fill
 from benchmarks.pages.results import Results, origin, table
 from benchmarks.pages.tables import PAGES
@@ -89,12 +90,18 @@ def test_a_missing_result_is_named(tmp_path: Path, results: Results) -> None:
         fill(page(tmp_path, PAGE), {"speeds": speeds}, results)
 
 
+def test_an_aim_is_reached_by_the_median_of_the_rounds() -> None:
+    assert at_least("speed", [1.0, 2.0, 3.0], 2, "it/s").verdict == "reached (2 of 3 rounds)"
+    assert at_least("speed", [1.0, 1.9, 3.0], 2, "it/s").verdict == "**missed** (1 of 3 rounds)"
+    assert [flat("memory", 100, many).verdict for many in (110, 111, 89)] == ["reached", "**missed**", "**missed**"]
+
+
 def test_where_numbers_come_from_is_said_once_for_each_command() -> None:
     head = {"machine": {"cores": 2, "cpu": "AMD EPYC", "memory_gib": 23.5}, "versions": {"torch": "2.13.0"}, "commit": "abc"}
     rows = [{**head, "command": "a", "date": f"2026-11-22 15:0{minute} UTC"} for minute in (2, 3)]
     rows.append({**head, "command": "b", "date": "2026-11-22 16:00 UTC"})
     assert origin("speed", rows) == (
-        "`benchmarks/results/speed.json`: 2 cores of AMD EPYC, 23.5 GiB, torch 2.13.0.\n\n"
+        "`benchmarks/results/speed.json`: 2 cores of AMD EPYC, 23.5 GiB; torch 2.13.0.\n\n"
         "- 2026-11-22 15:02 to 15:03 UTC, commit abc: `a`\n"
         "- 2026-11-22 16:00 UTC, commit abc: `b`"
     )

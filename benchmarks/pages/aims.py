@@ -1,10 +1,10 @@
 """What was aimed at, and what the results say of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from .results import table
+from .results import change, table
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ def at_least(of: str, rounds: Sequence[float], aim: float, unit: str, *, digits:
 
 def flat(of: str, few: float, many: float, share: float = 0.1) -> Aim:
     """Memory in MiB that is to differ by at most this share."""
-    differs = many / few - 1
-    measured = f"{few:,.0f} to {many:,.0f} MiB, {100 * differs:+.1f} %"
-    return Aim(of, f"within {100 * share:.0f} %", measured, [], abs(differs) <= share)
+    measured = f"{few:,.0f} to {many:,.0f} MiB, {change(few, many)}"
+    return Aim(of, f"within {100 * share:.0f} %", measured, [], abs(many - few) <= share * few)
 
 
-def aims_table(aims: Iterable[Aim]) -> str:
-    return table(("what", "aim", "measured", "verdict"), ((one.of, one.aim, one.measured, one.verdict) for one in aims))
+def aims_table(aims: Sequence[Aim]) -> str:
+    rows = ((one.of, one.aim, one.measured, one.verdict) for one in aims)
+    num_reached = sum(one.reached for one in aims)
+    return f"{num_reached} of {len(aims)} are reached.\n\n{table(('what', 'aim', 'measured', 'verdict'), rows)}"

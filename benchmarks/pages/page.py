@@ -49,7 +49,7 @@ def _rendered(page: Path, name: str, render: Render, results: Results) -> str:
     reading = Results(results.folder)
     try:
         return render(reading)
-    except (LookupError, TypeError, ValueError, ArithmeticError, OSError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, OSError) as error:
         files = ", ".join(f"{results.folder.name}/{read}.json" for read in reading.read) or "no result file"
         problem = "is missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
         raise PageError(f"{page.name}: table {name}, from {files}: {problem}") from error

@@ -41,7 +41,8 @@ def origin(name: str, measured: Sequence[Row]) -> str:
         name: the result file's, without its ending.
         measured: the file itself, or the rows of it that are shown, where each row says it of itself.
     """
-    machines = " and ".join(dict.fromkeys(_machine(one) for one in measured))
+    machines = " and ".join(dict.fromkeys(_machine(one["machine"]) for one in measured))
+    versions = "; ".join(dict.fromkeys(_versions(one["versions"]) for one in measured))
     groups: dict[tuple[str, str], list[str]] = {}
     for one in measured:
         groups.setdefault((one["commit"], one["command"]), []).append(one["date"])
@@ -51,13 +52,15 @@ def origin(name: str, measured: Sequence[Row]) -> str:
         dates = [date for dates in groups.values() for date in dates]
         last = max(groups, key=lambda group: max(groups[group]))[1]
         said = [f"{_period(dates)}, commits {commits}, by {len(groups)} commands (the file has them all), the last: `{last}`"]
-    return f"`benchmarks/results/{name}.json`: {machines}.\n\n" + "\n".join(f"- {one}" for one in said)
+    return f"`benchmarks/results/{name}.json`: {machines}; {versions}.\n\n" + "\n".join(f"- {one}" for one in said)
 
 
-def _machine(one: Row) -> str:
-    machine = one["machine"]
-    versions = ", ".join(f"{package} {version}" for package, version in one["versions"].items())
-    return f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB, {versions}"
+def _machine(machine: Row) -> str:
+    return f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB"
+
+
+def _versions(versions: Row) -> str:
+    return ", ".join(f"{package} {version}" for package, version in versions.items())
 
 
 def _period(dates: Sequence[str]) -> str:

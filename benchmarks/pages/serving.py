@@ -44,6 +44,13 @@ def _name(row: Row) -> str:
     return f"{NETS[net]} `{path}`, {load}, {how_much}"
 
 
+def _place(row: Row) -> tuple[int, bool, str]:
+    """Net by net, /predict first, closed loops before open ones."""
+    who, load, _ = _label(row)
+    net, _, path = who.partition(" ")
+    return list(NETS).index(net), path != "/predict", load
+
+
 def _figures(row: Row) -> tuple[str, ...]:
     rounds = ", ".join(f"{p99:.2f}" for p99 in row["p99_ms_of_rounds"])
     latencies = f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}"
@@ -52,8 +59,7 @@ def _figures(row: Row) -> tuple[str, ...]:
 
 def load(results: Results) -> str:
     found = [row for row in results("serving")["rows"] if row["model"].startswith(tuple(NETS)) and " loop, " in row["model"]]
-    order = {name: place for place, name in enumerate(["deepfm /predict", "deepfm /bid", "autoint /predict"])}
-    found.sort(key=lambda row: (order[_label(row).who], _label(row).load))
+    found.sort(key=_place)
     return f"{table(HEAD, ((_name(row), *_figures(row)) for row in found))}\n\n{origin('serving', found)}"
 
 
@@ -156,7 +162,7 @@ def aims(results: Results) -> list[Aim]:
     memory = soaked["rss_mib_every_5_s"][WARM_SAMPLES:]
     first, last = (median(part) for part in (memory[: len(memory) // 4], memory[-len(memory) // 4 :]))
     of_memory = f"{first:.0f} MiB in the first quarter after a minute, {last:.0f} in the last"
-    return [*found, Aim("the same", "flat memory (within 5 %)", of_memory, [], abs(last / first - 1) <= 0.05)]
+    return [*found, Aim("the same", "flat memory (within 5 %)", of_memory, [], abs(last - first) <= 0.05 * first)]
 
 
 def _within(row: Row, rate: int) -> Aim:
