@@ -1,4 +1,7 @@
-"""What every result file says besides its numbers: machine, versions, commit, command."""
+"""What every result file says besides its numbers: machine, versions, commit, command.
+
+Afterwards `python -m benchmarks.pages` writes the pages that show it.
+"""
 
 import json
 import os
