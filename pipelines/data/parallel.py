@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from .read_ahead import ReadAhead
 
+_DEPTH = 4
+
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -40,7 +42,10 @@ def in_order(work: Callable[[T], U], items: Iterable[T], *, num_threads: int) ->
 
 
 def joined(streams: Iterable[Callable[[], Generator[T, None, None]]], *, num_threads: int) -> Generator[T, None, None]:
-    """The items of all streams, one stream after the other; `num_threads` streams are open, each an item ahead.
+    """The items of all streams, one stream after the other; `num_threads` streams are open, each some items ahead.
+
+    Those behind the first one wait when they are as far ahead as they may be, and then their threads do nothing: one item ahead, a
+    pass over texts kept 1.5 of 2 processors busy, and four 1.9 (measured).
 
     Args:
         num_threads: 0 opens one stream at a time, in the caller's thread.
@@ -52,7 +57,7 @@ def joined(streams: Iterable[Callable[[], Generator[T, None, None]]], *, num_thr
     waiting = iter(streams)
 
     def opened(number: int) -> deque[ReadAhead[T]]:
-        return deque(ReadAhead(stream, depth=1, name="decode") for stream in islice(waiting, number))
+        return deque(ReadAhead(stream, depth=_DEPTH, name="decode") for stream in islice(waiting, number))
 
     open_streams = opened(num_threads)
     try:

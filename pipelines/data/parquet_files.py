@@ -1,6 +1,6 @@
 """Parquet files as streams of record batches, decoded a few rows at a time whatever the row groups' size."""
 
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -122,7 +122,8 @@ class ParquetFiles:
         row = first_row
         try:
             file = _open(path, dictionary_columns=self._dictionary_columns, buffer_bytes=buffer_bytes, metadata=metadata)
-            for batch in file.iter_batches(batch_rows, row_groups=groups, columns=columns, use_threads=False):
+            batches = file.iter_batches(batch_rows, row_groups=groups, columns=columns, use_threads=False)
+            for batch in _of_equal_size(batches, batch_rows):
                 yield self._conform(batch, path, row)
                 row += batch.num_rows
         except _DAMAGED as error:
@@ -173,6 +174,30 @@ def _open(
         raise ValueError(
             f"{path}: not a Parquet file, or a damaged one ({error}); for text files set data.format: csv or tsv"
         ) from None
+
+
+def _of_equal_size(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[pa.RecordBatch]:
+    """The same rows, `num_rows` at a time, whichever columns are read: every pass gets the same batches.
+
+    Arrow ends a batch where a row group ends, if a column in it is dictionary-encoded.
+    """
+    waiting: list[pa.RecordBatch] = []
+    missing = num_rows
+    for batch in batches:
+        waiting.append(batch)
+        missing -= batch.num_rows
+        assert missing >= 0, (batch.num_rows, num_rows)
+        if not missing:
+            yield _joined(waiting)
+            waiting, missing = [], num_rows
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return pa.Table.from_batches(batches).unify_dictionaries().combine_chunks().to_batches()[0]
 
 
 def check_columns(path: str, given: list[str], wanted: list[str]) -> None:

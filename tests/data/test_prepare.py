@@ -510,9 +510,11 @@ def test_long_texts_are_cut_once_and_nothing_of_it_stays(tmp_path: Path, monkeyp
     generator = np.random.default_rng(1)
     texts = [",".join(map(str, generator.zipf(1.3, n) % 5000)) for n in generator.integers(0, 60, 20_000)]
     history = [None if i % 7 == 3 else text for i, text in enumerate(texts)]
-    table = pa.table({"label": generator.integers(0, 2, 20_000), "history": history})
-    pq.write_table(table, tmp_path / "log.parquet", row_group_size=3000)
+    shops = [f"shop {i}" for i in generator.integers(0, 9, 20_000)]  # which only the pass that writes reads, as a dictionary
+    table = pa.table({"label": generator.integers(0, 2, 20_000), "history": history, "shop": shops})
+    pq.write_table(table, tmp_path / "log.parquet", row_group_size=700)
     features = {"history": {"kind": "sequence", "separator": ",", "max_len": 20, "ids": ids}}
+    features["shop"] = {"kind": "categorical", "ids": {"by": "hash", "buckets": 20}}
 
     def config(name: str) -> RunConfig:
         paths = {"train": str(tmp_path / "log.parquet"), "cache": str(tmp_path / name)}

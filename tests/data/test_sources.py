@@ -69,6 +69,17 @@ def test_a_large_dictionary_does_not_shrink_batches(tmp_path: Path) -> None:
     assert len(list(open_files([tmp_path], ["user"], dictionary_columns={"user"}).batches())) == 1
 
 
+def test_batches_do_not_depend_on_the_columns(tmp_path: Path, table: pa.Table) -> None:
+    """Arrow ends one where a row group ends if a column is dictionary-encoded; what one pass kept of a batch, another one reads."""
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=70)
+    source = open_files([tmp_path], ["user", "price", "history"], dictionary_columns={"user"}, memory_budget_bytes=2**18)
+    sizes = [batch.batch.num_rows for batch in source.batches()]
+    assert 1 < len(sizes) < 1000 / 70
+    for columns in (["price"], ["user"], ["user", "history"]):
+        assert [batch.batch.num_rows for batch in source.only(columns).batches()] == sizes
+    assert read(source)["user"].cast(pa.string()).to_pylist() == table["user"].to_pylist()
+
+
 def test_bytes_are_not_dictionary_encoded(tmp_path: Path, table: pa.Table) -> None:
     """Arrow cannot cast their dictionaries to text; the ids cast their values."""
     pq.write_table(table.set_column(0, "user", table["user"].cast(pa.binary())), tmp_path / "a.parquet")
