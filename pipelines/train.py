@@ -25,6 +25,7 @@ from .data.loader import Loader
 from .data.prepare import open_prepared
 from .data.sampling import sampling_of
 from .data.shards import Cache
+from .data.targets import labels_without_contrast
 from .diagnose import explain_non_finite
 from .distributed import Built, Processes, Watchdog, average_buffers, build_task, processes, unpipelined
 from .monitor import LossCheck, Monitor, TimedBatches
@@ -99,6 +100,9 @@ class Trainer:
     def __init__(self, config: RunConfig, cache: Cache, procs: Processes, *, show: bool) -> None:
         self.config, self.cache, self.procs, self.show = config, cache, procs, show
         train = config.train
+        if procs.is_first:
+            for text in labels_without_contrast(cache.schema, cache.split("train").label_mean):
+                logger.warning("%s", text)
         sampling = sampling_of(config, cache)
         self.loader = Loader(
             cache,

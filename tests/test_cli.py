@@ -78,6 +78,8 @@ def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str], verb: st
         (["export", "no-such-run"], "error: no-such-run holds no checkpoint"),
         (["predict", "no-such-run", "rows.parquet", "--out", "p.json"], "error: output p.json: give a name that ends in"),
         (["schema", "no-such-folder/schema.json"], "no-such-folder/schema.json"),
+        (["schema", "/dev/full"], "No space left on device; free some space, or name a folder on another disk, and run"),
+        (["schema", "/sys/kernel/schema.json"], "schema.json'; name another place, or see to its permissions"),
     ],
 )
 def test_errors_are_words_on_stderr(

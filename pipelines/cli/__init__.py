@@ -1,6 +1,7 @@
 """`trm VERB CONFIG [key=value ...]`: each verb is one flow, one hop from here."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -57,7 +58,7 @@ def _run_verb(argv: Sequence[str] | None) -> int:
     except (ValueError, OSError) as error:
         if args.verbose:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_way_out(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if args.verbose or type(error) is RuntimeError:
@@ -65,6 +66,16 @@ def _run_verb(argv: Sequence[str] | None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _way_out(error: ValueError | OSError) -> str:
+    """What to do where the disk refuses: the system's text says only what happened."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return "; free some space, or name a folder on another disk, and run the same command again: what is finished is kept"
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "; name another place, or see to its permissions"
+    return ""
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -37,7 +37,7 @@ def _add_data(verbs: argparse._SubParsersAction) -> None:
     add_look("inspect", _inspect, "what the manifest says: splits, features, tables, sources, versions")
     add_look("verify", _verify, "read every byte and compare it with the checksums; names each file that is missing or altered")
     head = add_look("head", _head, "the first rows, back in raw values where the vocabularies allow it")
-    head.add_argument("--split", default="train", help="train, valid or test (default: train)")
+    head.add_argument("--split", default="", help="one of those that inspect shows (default: the first, mostly train)")
     head.add_argument("--rows", type=int, default=3, help="default: 3")
     stats = add_look("stats", _stats, "numbers, ids, missing values, labels by split and by day, as text and as one HTML page")
     stats.add_argument("--html", type=Path, help="the page; default: <cache>.stats.html beside the cache folder")
@@ -134,7 +134,8 @@ def _head(args: argparse.Namespace) -> None:
     from torchrec_models.pipelines.inspection.head import head, text
     from torchrec_models.pipelines.inspection.target import cache_folder
 
-    print(text(head(Cache.open(cache_folder(args.target)), args.split, num_rows=args.rows)))
+    cache = Cache.open(cache_folder(args.target))
+    print(text(head(cache, args.split or next(iter(cache.splits)), num_rows=args.rows)))
 
 
 def _stats(args: argparse.Namespace) -> None:

@@ -33,7 +33,7 @@ from .snapshots import check_query_columns, drop_other_snapshots, first_rows, ta
 from .sources import open_source, wanted_columns
 from .splits import SPLITS
 from .store_files import open_stores, with_stores
-from .targets import side_columns
+from .targets import labels_without_contrast, side_columns
 
 
 def prepare(
@@ -70,7 +70,10 @@ def prepare(
         if replicas.world_size > 1:
             _check_alike(config, replicas)
         _prepare(config, replicas, progress=progress and replicas.is_first, force=force, workers=workers)
-    return _chosen_fold(Cache.open(config.data.cache), config.data)
+    cache = _chosen_fold(Cache.open(config.data.cache), config.data)
+    for text in labels_without_contrast(cache.schema, cache.split("train").label_mean):
+        say(progress and replicas.is_first, f"warning: {text}")
+    return cache
 
 
 def _prepare(config: RunConfig, replicas: Replicas, *, progress: bool, force: bool, workers: int) -> None:
@@ -79,12 +82,12 @@ def _prepare(config: RunConfig, replicas: Replicas, *, progress: bool, force: bo
     partial = folder.with_name(f"{folder.name}.partial-{fingerprint_of(inputs)[:12]}")
 
     def found() -> bool:
+        check_replaceable(folder)
         return not force and finished(folder, inputs) is not None
 
     if not replicas.from_first("found", found):
         with ExitStack() as lock:
             if replicas.is_first:
-                check_replaceable(folder)
                 lock.enter_context(locked(partial))
             if not replicas.from_first("found meanwhile", found):  # a process that we waited for may have made it
                 if not replicas.is_first:

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from torchrec_models.pipelines.config.errors import nearest
 from torchrec_models.schema import Schema
 
 from .checksums import FileEntry
@@ -318,10 +319,10 @@ class Cache:
     def split(self, name: str) -> SplitData:
         """Raises ValueError if there is no such split."""
         if name not in self.splits:
-            raise ValueError(
-                f"{self.folder} has no split {name!r}; it has: {', '.join(self.splits)}. "
-                f"Give files in data.{name} or a data.split, and prepare again"
-            )
+            there = f"{self.folder} has no split {name!r}; it has: {', '.join(self.splits)}"
+            if name in ("valid", "test") and "train" in self.splits:
+                there += f". Name one of these with --split; or give files in data.{name} or a data.split, and prepare again"
+            raise ValueError(there + nearest(name, self.splits))
         return self.splits[name]
 
     def files(self) -> Iterator[tuple[Path, FileEntry]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchrec_models.pipelines.config import DataConfig, LabelConfig
+from torchrec_models.schema import Schema
 
 from .numeric import to_float
 from .values import Place, cast, one_array, plain
@@ -16,6 +17,20 @@ from .values import Place, cast, one_array, plain
 def label_columns(labels: Mapping[str, LabelConfig]) -> list[str]:
     """The raw columns that labels read."""
     return [config.column or name for name, config in labels.items()]
+
+
+def labels_without_contrast(schema: Schema, label_mean: Mapping[str, float]) -> list[str]:
+    """In words, the binary labels whose training rows are all 0, all 1 or all masked: no model learns from these."""
+    found = []
+    for task in schema.tasks:
+        mean = label_mean[task.name]
+        if task.kind == "binary" and (mean in (0.0, 1.0) or np.isnan(mean)):
+            rows = "has no value" if np.isnan(mean) else f"is {mean:g}"
+            found.append(
+                f"labels.{task.name}: every training row {rows}, so there is nothing to learn; check the column, "
+                f"labels.{task.name}.above, and which rows are for training"
+            )
+    return found
 
 
 def read_targets(

@@ -186,7 +186,9 @@ def rate_over_time(periods: Sequence[str], series: Mapping[str, Sequence[float]]
             axes.plot(at, values, color=colour, marker="o", markersize=3, linewidth=1.4, label=label)
         shown = np.unique(np.linspace(0, len(periods) - 1, min(len(periods), 5)).round().astype(int))
         axes.set_xticks(shown, [periods[i] for i in shown])
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        low, high = axes.get_ylim()
+        low = min(0.0, low)
+        axes.set_ylim(low, high + 0.06 * (high - low))  # rates that hardly differ must not lie on the edge
         if len(series) > 1:
             axes.legend(loc="best")
         return _svg(figure, name)

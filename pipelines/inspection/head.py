@@ -16,8 +16,10 @@ def head(cache: Cache, split: str, *, num_rows: int) -> list[dict[str, Any]]:
     not say what went in. Numbers are what the model is given, after their steps.
 
     Raises:
-        ValueError: if the split does not exist.
+        ValueError: if the split does not exist, or for less than one row.
     """
+    if num_rows < 1:
+        raise ValueError(f"--rows must be 1 or more; given {num_rows}")
     data = cache.split(split)
     num_rows = min(num_rows, data.shards[0].num_rows)
     rows = data.read(0, 0, num_rows)

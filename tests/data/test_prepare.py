@@ -196,6 +196,31 @@ def test_a_finished_cache_is_reused(tmp_path: Path, log: pa.Table, capsys: pytes
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_no_cache_is_not_replaced(tmp_path: Path, log: pa.Table, kind: str) -> None:
+    other = tmp_path / "cache"
+    if kind == "folder":
+        other.mkdir()
+        other = other / "mine.txt"
+    other.write_text("mine")
+    for force in (False, True):
+        with pytest.raises(ValueError, match=r"data.cache: .*cache exists and is not a cache; give another folder"):
+            prepare(config_of(tmp_path), progress=False, force=force)
+    assert other.read_text() == "mine"
+
+
+def test_a_label_that_never_changes_is_pointed_out(tmp_path: Path, log: pa.Table, capsys: pytest.CaptureFixture) -> None:
+    same = log.set_column(log.column_names.index("label"), "label", pa.array(np.zeros(log.num_rows)))
+    prepare(config_of(tmp_path))
+    assert "warning" not in capsys.readouterr().err
+    pq.write_table(same, tmp_path / "log.parquet")
+    prepare(config_of(tmp_path), force=True)
+    warning = "warning: labels.label: every training row is 0, so there is nothing to learn; check the column, labels.label.above"
+    assert warning in capsys.readouterr().err
+    prepare(config_of(tmp_path))
+    assert warning in capsys.readouterr().err, "again, of the cache that is there"
+
+
 def test_another_config_is_told_what_changed(tmp_path: Path, log: pa.Table) -> None:
     before = files_below(prepare(config_of(tmp_path), progress=False).folder)
     raw = raw_config(tmp_path, slices=[])

@@ -183,6 +183,30 @@ def test_the_command_line_shows_all_four(cache: Cache, config: Path, capsys: pyt
     assert "labels.npy: missing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "tset"], r"has no split 'tset'; it has: train, valid, test; did you mean 'test'\?\n"),
+        (["--rows", "-1"], r"--rows must be 1 or more; given -1\n"),
+    ],
+)
+def test_rows_that_are_not_there_are_refused(
+    cache: Cache, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["data", "head", str(cache.folder), *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_folds_have_a_head_too(config: Path, cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    folds = ["data.split={by: fold, num_folds: 3, fold: 0}", f"data.cache={cache.folder}-folds"]
+    assert main(["prepare", str(config), *folds]) == 0
+    capsys.readouterr()
+    assert main(["data", "head", f"{cache.folder}-folds"]) == 0
+    assert "row 0\n" in capsys.readouterr().out
+    assert main(["data", "head", f"{cache.folder}-folds", "--split", "train"]) == 2
+    assert capsys.readouterr().err.endswith("has no split 'train'; it has: fold_00, fold_01, fold_02\n")
+
+
 def test_what_is_no_cache_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "inspect", str(tmp_path / "nothing")]) == 2
     assert "neither a cache folder" in capsys.readouterr().err
