@@ -69,6 +69,50 @@ def test_a_refused_value_is_explained(page):
     assert "feature 'price'" in page.locator("#error").inner_text()
 
 
+def test_a_page_without_its_token_says_so_and_shows_no_link_that_fails(browser, server):
+    page = browser.new_page()
+    page.set_default_timeout(20_000)
+    page.goto(f"http://127.0.0.1:{server.port}/")
+    page.get_by_text("This server asks for a token").wait_for()
+    assert page.get_by_role("link").count() == 0 and page.locator("#error").inner_text() == ""
+    page.get_by_label("bearer token").fill("not-this-servers-token")
+    page.get_by_label("bearer token").press("Enter")
+    page.get_by_text("a valid bearer token is needed").wait_for()
+    assert page.get_by_role("link").count() == 0
+    page.get_by_label("bearer token").fill("a-token-for-this-test")
+    page.get_by_label("bearer token").press("Enter")
+    page.wait_for_selector("output[name=click]")
+    assert page.get_by_role("link").all_inner_texts() == ["API", "metrics"]
+    assert page.locator("#error").inner_text() == "" and not page.locator("#locked").is_visible()
+    page.close()
+
+
+def test_links_carry_the_token_that_was_typed_in(page, server):
+    address = page.url
+    page.get_by_role("link", name="metrics").click()
+    page.wait_for_function("() => document.getElementById('shown').textContent.includes('trm_requests_total')")
+    page.get_by_role("link", name="API", exact=True).click()
+    page.locator("#shown h2 code", has_text="POST /models/click/predict").wait_for()
+    page.get_by_role("link", name="openapi.json").click()
+    page.wait_for_function("() => document.getElementById('shown').textContent.includes('\"openapi\": \"3.1.0\"')")
+    assert page.url == address
+    assert page.locator("#error").inner_text() == ""
+
+
+def test_links_without_a_token_are_links(browser, click_bundles, tmp_path):
+    with serving(tmp_path, f"click={click_bundles[0]}") as served:
+        page = browser.new_page()
+        page.set_default_timeout(20_000)
+        for name, said in (("metrics", "trm_requests_total"), ("API", "POST /predict")):
+            page.goto(f"http://127.0.0.1:{served.port}/")
+            page.wait_for_selector("output[name=click]")
+            assert not page.get_by_label("bearer token").is_visible() and not page.locator("#locked").is_visible()
+            page.get_by_role("link", name=name, exact=True).click()
+            page.get_by_text(said).first.wait_for()
+            assert page.url.endswith({"metrics": "/metrics", "API": "/docs"}[name])
+        page.close()
+
+
 def test_the_api_page_lists_every_path(browser, server):
     page = browser.new_page(extra_http_headers={"Authorization": "Bearer a-token-for-this-test"})
     page.goto(f"http://127.0.0.1:{server.port}/docs")
