@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .ids import hash_numbers, hash_strings
-from .values import Kind, Place, is_text, kind_of, numbers, one_array, plain, strings
+from .values import Kind, Place, is_text, kind_of, numbers, of_feature, one_array, plain, strings
 
 NORMALISE = ("cosine", "lift", "log", "none")  # as in covisitation.c
 FOLDER = "covisitation"
@@ -173,7 +173,7 @@ def with_states(
         try:
             out = out.append_column(name, pa.array(state.encode(batch, where=where, first_row=first_row)))
         except ValueError as error:
-            raise ValueError(f"feature {name!r}: {error}") from None
+            raise of_feature(error, name) from None
     return out
 
 

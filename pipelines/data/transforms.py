@@ -25,7 +25,7 @@ from .dense import encode_columns
 from .ids import Buckets, Hash, Identity, IdTransform, Vocabulary
 from .numeric import Step, apply_steps, apply_steps_to_value, step_from_dict, step_to_dict, to_float
 from .plain_values import Undecided, plain_list, plain_pieces
-from .values import Place, explode, is_cut, is_list, is_text, kind_of, one_array
+from .values import Place, explode, is_cut, is_list, is_text, kind_of, of_feature, one_array
 
 FORMAT_VERSION = 1
 _TABLES: dict[str, type[IdTransform]] = {"vocabulary": Vocabulary, "hash": Hash, "bucketize": Buckets, "identity": Identity}
@@ -219,7 +219,7 @@ class Transforms:
                     ids[name] = (self.tables[feature.table].encode(values, at), offsets)
                     self._check_aligned(feature, arrays, place)
             except ValueError as error:
-                raise ValueError(f"feature {name!r}: {error}") from None
+                raise of_feature(error, name) from None
         return Encoded(dense=dense, ids=ids, num_rows=batch.num_rows)
 
     def _check_aligned(self, feature: IdsTransform, arrays: dict[str, pa.Array], place: Place) -> None:

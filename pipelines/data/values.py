@@ -17,6 +17,26 @@ Kind = Literal["number", "string"]
 _MOST_EXACT = float(2**63)
 
 
+class RefusedValue(ValueError):
+    """A value, or a whole column, that cannot be taken.
+
+    Args:
+        column: the raw column.
+        row: 0-based number of the row, as `Place` counts them; None where it is the whole column.
+    """
+
+    def __init__(self, reason: str, column: str = "", row: int | None = None) -> None:
+        super().__init__(reason)
+        self.column = column
+        self.row = row
+
+
+def of_feature(error: ValueError, feature: str) -> ValueError:
+    """The error with the feature's name before it."""
+    text = f"feature {feature!r}: {error}"
+    return RefusedValue(text, error.column, error.row) if isinstance(error, RefusedValue) else ValueError(text)
+
+
 @dataclass(frozen=True, eq=False)
 class Place:
     """Where values came from, so that an error names file, column and row.
@@ -35,15 +55,15 @@ class Place:
     rows: np.ndarray | None = None
     offsets: np.ndarray | None = None
 
-    def error(self, index: int, text: str) -> ValueError:
+    def error(self, index: int, text: str) -> RefusedValue:
         """An error about value `index`. Rows are told as 1-based data rows: a header line is not counted."""
         row = index if self.offsets is None else int(np.searchsorted(self.offsets, index, side="right")) - 1
         row = self.first_row + row if self.rows is None else int(self.rows[row])
-        return ValueError(f"{self.where or 'input'}: column {self.column!r}, data row {row + 1}: {text}")
+        return RefusedValue(f"{self.where or 'input'}: column {self.column!r}, data row {row + 1}: {text}", self.column, row)
 
-    def column_error(self, text: str) -> ValueError:
+    def column_error(self, text: str) -> RefusedValue:
         """An error about the whole column."""
-        return ValueError(f"{self.where or 'input'}: column {self.column!r}: {text}")
+        return RefusedValue(f"{self.where or 'input'}: column {self.column!r}: {text}", self.column)
 
     def with_offsets(self, offsets: np.ndarray) -> "Place":
         return replace(self, offsets=offsets)

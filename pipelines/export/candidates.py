@@ -46,7 +46,7 @@ def candidate_index(graph: Graph, rows: pa.Table, candidate_id: str) -> Candidat
         candidate_id: the feature that identifies a candidate.
 
     Raises:
-        ValueError: if none is left.
+        ValueError: if none is left, and where a vector is not finite.
     """
     feature = graph.transforms.features[candidate_id]
     assert isinstance(feature, IdsTransform)
@@ -57,7 +57,7 @@ def candidate_index(graph: Graph, rows: pa.Table, candidate_id: str) -> Candidat
         encoded = graph.encode(part)
         known = encoded.ids[candidate_id][0] > (-1 if knows_all else 0)
         kept.append(plain(one_array(part.column(feature.column))).filter(pa.array(known)))
-        vectors.append(graph.run(encoded)[known])
+        vectors.append(graph.answer(encoded, where="candidates", first_row=start)[known])
     ids = pa.concat_arrays(kept)
     if not len(ids):
         raise ValueError(f"no candidate for the index: the table {feature.table!r} knows none of the data's {feature.column}")

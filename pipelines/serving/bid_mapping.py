@@ -293,6 +293,23 @@ class RowMapping:
         roots: dict[str, Any] = {"campaign": campaign, "creative": creative}
         return tuple(getattr(roots[root], key) for root, key in self.of_offer.values())
 
+    def place_of(self, column: str, imp: int) -> str:
+        """Where a column's value stands: `$.imp[0].banner.w` in the request, `constants.size` in bid.yaml; empty for no column.
+
+        Args:
+            imp: the impression's place among the request's.
+        """
+        if column in self.sources:
+            source = self.sources[column]
+            return f"$.imp[{imp}].{source.path.text}" if source.is_of_imp else f"$.{source.path.text}"
+        if column in self.of_time:
+            return f"$.{self.time.config.path}" if self.time.path else f"time.{self.of_time[column]}"
+        if column in self.of_offer:
+            return ".".join(self.of_offer[column])
+        if column in self.constants:
+            return f"left_missing: {column}" if self.constants[column] is None else f"constants.{column}"
+        return ""
+
     def rows(self, request: BidRequest, offered: Iterable[OfferRow], now: float) -> list[Row]:
         """The rows to score.
 

@@ -14,8 +14,8 @@ from .bid_mapping import RowMapping
 from .bid_reader import BidReader
 from .bid_terms import Asked, Terms, separators
 from .bidding import Bidder, Plan
-from .messages import HttpError, Request, Response, Route, encode_json
-from .models import Deployment, Models, RefusedRow, ServedModel, checked
+from .messages import HttpError, Request, Response, Route, constant_in, encode_json
+from .models import Deployment, Models, RefusedRow, ServedModel, are_finite
 from .openrtb import VERSION, Auction, BidRequest, NoBid, decode_auction, decode_request, encode_response
 
 _HEADERS = ((b"x-openrtb-version", VERSION.encode()),)
@@ -112,13 +112,14 @@ class BidRoutes:
             return self._no_bid(asked, plan)
         try:
             waiting = scorer.submit(plan) if read is not None else None
-            if waiting is not None:
-                answers = checked(await waiting)
-            else:
+            answers = await waiting if waiting is not None else None
+            if answers is None or not are_finite(answers):
                 whole = whole if read is None else _decoded(request)
                 answers = await model.score(scorer.mapping.rows(whole, plan.rows, now), from_json=True)
-        except RefusedRow:
-            raise
+        except RefusedRow as refused:
+            imp = plan.rows[refused.row or 0].imp
+            place = scorer.mapping.place_of(refused.column, imp)
+            raise HttpError(422, f"{refused.reason}{place and f' - at `{place}`'}") from None
         except ValueError as error:
             raise HttpError(400, str(error)) from None
         if deadline is not None and time.perf_counter() > deadline:
@@ -220,7 +221,7 @@ def _decoded(request: Request) -> BidRequest:
     try:
         return decode_request(request.body)
     except ValueError as error:
-        raise HttpError(400, f"not an OpenRTB {VERSION} bid request: {error}") from None
+        raise HttpError(400, f"not an OpenRTB {VERSION} bid request: {constant_in(request.body) or error}") from None
 
 
 def bid_routes(models: Models, path: Path, *, now: float) -> BidRoutes:

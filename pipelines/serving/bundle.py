@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from torchrec_models.schema import Schema
 
-from ..data.transforms import Encoded, Transforms
+from ..data.transforms import Encoded, NumericTransform, Transforms
+from ..data.values import Place, of_feature
 from .bundle_files import EXAMPLES, read_manifest
 from .codec import Row, RowCodec
 from .index import INDEX, CandidateIndex
@@ -51,6 +52,37 @@ class Graph:
     def run(self, encoded: Encoded) -> np.ndarray:
         """Model inputs to the graph's output [N, T] or [N, K] float32."""
         return self.run_slots(self.layout.fill(encoded) if "ids" in self.inputs else None, encoded.dense)
+
+    def answer(self, encoded: Encoded, *, where: str, first_row: int = 0) -> np.ndarray:
+        """`run`, and `check_finite`."""
+        answers = self.run(encoded)
+        self.check_finite(answers, encoded.dense, where=where, first_row=first_row)
+        return answers
+
+    def check_finite(self, answers: np.ndarray, dense_ND: np.ndarray, *, where: str, first_row: int = 0) -> None:
+        """Numbers that fit 32 bits can still be too large for the graph, which multiplies them.
+
+        Args:
+            answers: [N, T] or [N, K].
+            where, first_row: as in `Place`.
+
+        Raises:
+            ValueError: for an answer that is not finite, with the row and the column of its largest number.
+        """
+        if np.isfinite(answers).all():
+            return
+        row = int(np.argmin(np.isfinite(answers).all(axis=1)))
+        found = answers[row][~np.isfinite(answers[row])][0]
+        numeric = [(name, f.column) for name, f in self.transforms.features.items() if isinstance(f, NumericTransform)]
+        if not numeric:
+            raise ValueError(f"{where}: data row {first_row + row + 1}: the model's answer is {found}")
+        largest = int(np.abs(dense_ND[row]).argmax())
+        name, column = numeric[largest]
+        text = (
+            f"the model's answer is {found}; the largest number that it was given is {dense_ND[row, largest]:g}, from this column: "
+            "too large for the model; add a {clip: [low, high]} step"
+        )
+        raise of_feature(Place(where, column, first_row).error(row, text), name)
 
     def run_slots(self, ids: np.ndarray | None, dense: np.ndarray) -> np.ndarray:
         """`run` of what is laid out already: flat table rows [N, S] int64, numeric features [N, D] float32."""
@@ -185,7 +217,8 @@ class Bundle:
         parts = []
         for start in range(0, max(len(rows), 1), self.batch_rows):
             part = _slice(rows, start, start + self.batch_rows)
-            parts.append(graph.run(graph.encode(part, first_row=first_row + start)))
+            encoded = graph.encode(part, first_row=first_row + start)
+            parts.append(graph.answer(encoded, where=graph.codec.where, first_row=first_row + start))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def self_test(self) -> float:

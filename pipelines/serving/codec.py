@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ..data.ids import Hash, Vocabulary
 from ..data.transforms import NumericTransform, Transforms
-from ..data.values import Kind, Place, numbers, shown, strings
+from ..data.values import Kind, Place, numbers, of_feature, shown, strings
 
 Row = Mapping[str, Any]
 _TEXT = (str, bytes)
@@ -104,7 +104,7 @@ class RowCodec:
             flat = _single_values([v for one in lists for v in one], column, place.with_offsets(offsets))
             return pa.LargeListArray.from_arrays(pa.array(offsets), flat)
         except ValueError as error:
-            raise ValueError(f"feature {column.feature!r}: {error}") from None
+            raise of_feature(error, column.feature) from None
 
 
 def _check_types(values: list[Any], allowed: tuple[type, ...], what: str, place: Place) -> None:

@@ -1,6 +1,7 @@
 """What a handler gets and gives: one HTTP request, one response, and refusals with a status."""
 
-from collections.abc import Callable, Coroutine, Mapping
+import json
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -86,11 +87,38 @@ def parse_json(body: bytes) -> Any:
     try:
         return _decode_json(body)
     except msgspec.MsgspecError as error:
-        raise HttpError(400, f"the body is not JSON: {error}") from None
+        raise HttpError(400, f"the body is not JSON: {constant_in(body) or error}") from None
     except UnicodeDecodeError:
         raise HttpError(400, "the body is not JSON: a text is not UTF-8") from None
     except RecursionError:
         raise HttpError(400, "the body is not a request: its JSON is nested too deeply") from None
+
+
+def constant_in(body: bytes) -> str:
+    """What to say of a body's first NaN or Infinity, which Python's json writes; empty where something else is wrong with it."""
+    if b"NaN" not in body and b"Infinity" not in body:
+        return ""
+    try:
+        place, name = next(_constants(json.loads(body, parse_constant=_Constant), ""))
+    except (ValueError, RecursionError, StopIteration):
+        return ""
+    where = f", and {place[:200]} is {name}" if place else ""
+    return f"JSON has no {name}{where}; send null for a missing value{'' if name == 'NaN' else ', or a finite number'}"
+
+
+class _Constant(str):
+    """NaN, Infinity or -Infinity: what no text is."""
+
+
+def _constants(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, _Constant):
+        yield place, str(value)
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from _constants(one, f"{place}.{key}" if place else key)
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            yield from _constants(one, f"{place}[{index}]")
 
 
 def share_of(key: bytes) -> float:

@@ -8,6 +8,7 @@ import asyncio
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..data.ids import Identity
 from ..data.transforms import IdsTransform
+from ..data.values import RefusedValue
 from .batcher import Answers, Batcher, OnBatch, Waiting
 from .bundle import Bundle, Graph
 from .codec import Row
@@ -27,10 +29,16 @@ _PIECE_ROWS = 64  # encoded without a pause
 
 
 class RefusedRow(HttpError, ValueError):
-    """Rows that the model cannot take (status 422); says feature, column, row and reason."""
+    """Rows that the model cannot take (status 422); says feature, column, row and reason.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(422, reason)
+    Attributes:
+        column: the raw column that is refused; empty where it is something else.
+        row: 0-based; None where it is no one row's fault.
+    """
+
+    def __init__(self, error: ValueError) -> None:
+        super().__init__(422, str(error))
+        self.column, self.row = (error.column, error.row) if isinstance(error, RefusedValue) else ("", None)
 
 
 class ServedGraph:
@@ -71,18 +79,23 @@ class ServedGraph:
                     await asyncio.sleep(0)  # others get their turn
                 parts.append(self.encoder.encode(rows[start : start + _PIECE_ROWS], first_row=start, from_json=from_json))
         except ValueError as error:
-            raise RefusedRow(str(error)) from None
-        if len(parts) == 1:
-            return checked(await self.batcher.submit(*parts[0]))
+            raise RefusedRow(error) from None
         if not parts:
             return []
-        ids, dense = zip(*parts)
-        return checked(await self.batcher.submit(np.concatenate(ids), np.concatenate(dense)))
+        ids_NS, dense_ND = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts))
+        answers = await self.batcher.submit(ids_NS, dense_ND)
+        if not are_finite(answers):
+            try:
+                self.graph.check_finite(np.array(answers), dense_ND, where=self.graph.codec.where)
+            except ValueError as error:
+                raise RefusedRow(error) from None
+        return answers
 
     def submit_json(self, row: bytes) -> Waiting | None:
-        """One raw row, given as a JSON object, to be awaited and `checked`; None where it must be parsed and given to `score`.
+        """One raw row, given as a JSON object, to be awaited; None where it must be parsed and given to `score`.
 
-        What is not a row but `{"rows": [row, ...]}` is None.
+        So must one whose answers, awaited, are not `are_finite`: `score` says why. What is not a row but `{"rows": [row, ...]}` is
+        None.
         """
         reader = self._reader
         if reader is None or not reader.read(row, *self.batcher.next_row()):
@@ -90,17 +103,8 @@ class ServedGraph:
         return self.batcher.submit_next_row()
 
 
-def checked(answers: Answers) -> Answers:
-    """The answers, which must be finite.
-
-    Raises:
-        RefusedRow: where one is not.
-    """
-    for index, answer in enumerate(answers):
-        for value in answer:
-            if not math.isfinite(value):
-                raise RefusedRow(f"rows: data row {index + 1}: the model's answer is {value}; a number is too large for it")
-    return answers
+def are_finite(answers: Answers) -> bool:
+    return all(map(math.isfinite, chain.from_iterable(answers)))
 
 
 class ServedModel:

@@ -19,7 +19,7 @@ _REFUSALS = {
     "400": "the body is not JSON, or not of this form",
     "401": "the bearer token is missing or wrong",
     "413": "the body is larger than the server's limit",
-    "422": "a value that the model cannot take; the text names feature, column, row and reason",
+    "422": "a value that the model cannot take; the text names feature, column, row and reason (of a bid request its path, too)",
     "503": "all the work the server can do; Retry-After says when to try again",
 }
 _ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
@@ -152,7 +152,7 @@ def _bid(schemas: dict[str, Any]) -> dict[str, Any]:
     """The operation; adds the schemas of OpenRTB's objects, as far as they are read and written here."""
     (asked, answered), found = msgspec.json.schema_components((BidRequest, BidResponse), ref_template="#/components/schemas/{name}")
     schemas.update(found)
-    refusals = {status: {"description": text, **_json(_ref("Error"))} for status, text in _REFUSALS.items() if status != "422"}
+    refusals = {status: {"description": text, **_json(_ref("Error"))} for status, text in _REFUSALS.items()}
     return {
         "operationId": "bid",
         "summary": f"Bid on an OpenRTB {VERSION} request with the default model",

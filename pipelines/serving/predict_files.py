@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import yaml
 from tqdm import tqdm
@@ -51,7 +50,7 @@ def predict_files(
 
     Raises:
         ValueError: for a bundle that is refused, a retriever, an output that is an input, and values that the transforms
-            refuse, with file, column and row.
+            refuse, or that are too large for the model, with file, column and row.
     """
     check_output(out)
     if batch_rows < 1:
@@ -91,7 +90,7 @@ def predict_files(
             for at in range(0, part.batch.num_rows, batch_rows):
                 batch = part.batch.slice(at, batch_rows)
                 encoded = bundle.transforms.encode(batch, where=part.path, first_row=part.first_row + at)
-                scores_NT: np.ndarray = graph.run(encoded)
+                scores_NT = graph.answer(encoded, where=part.path, first_row=part.first_row + at)
                 writer.write(batch.column(row_id) if row_id else None, scores_NT, first_row=num_rows)
                 num_rows += batch.num_rows
                 bar.update(batch.num_rows)

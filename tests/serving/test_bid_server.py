@@ -256,6 +256,13 @@ def test_a_replaced_version_is_let_go_at_once_and_the_new_one_is_ready_to_bid(
     assert routes.scorer_for(deployment.current) is routes.scorers[deployment.current]
 
 
+def test_nan_in_a_bid_request_is_named(bidder: Served) -> None:
+    answer = bidder.ask("POST", "/bid", request(imp=[imp(), imp(2, bidfloor=float("nan"))]))
+    assert answer.status == 400
+    said = "bid request: JSON has no NaN, and imp[1].bidfloor is NaN; send null for a missing value"
+    assert answer.json["error"].endswith(said)
+
+
 def refused(folder: Path, config: dict[str, Any], *arguments: str | Path) -> str:
     """What `trm serve --bid` says of a config that it does not start with."""
     (folder / "wrong.yaml").write_text(yaml.safe_dump(config))

@@ -1,6 +1,7 @@
 """New versions that cannot be loaded, in a real `trm serve`: what passes is tried again, what is damaged only when it changes."""
 
 import asyncio
+import itertools
 import logging
 import shutil
 import time
@@ -124,7 +125,7 @@ def test_waits_grow_and_the_look_goes_on_after_any_error(click_bundles, tmp_path
             caplog.clear()
             asyncio.run(reloader.look())
             waits += [second_number] * len(caplog.records)
-    assert [later - earlier for earlier, later in zip(waits, waits[1:])] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert [later - earlier for earlier, later in itertools.pairwise(waits)] == [1, 2, 4, 8, 16, 32, 60, 60]
     refuse = RuntimeError("as ONNX Runtime's own errors, neither a ValueError nor an OSError")
 
     def fail(model: object) -> None:
