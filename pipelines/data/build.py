@@ -15,6 +15,7 @@ from .covisitation import opened_covisitation, with_covisitation
 from .covisitation_state import CovisitationState, save_states
 from .durable import fsync
 from .fingerprint import fingerprint_of, versions
+from .fit_progress import FitProgress
 from .folds import check_rows
 from .journal import Journal
 from .manifest import write_manifest
@@ -46,6 +47,7 @@ def build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, replicas:
     pieces: Pieces | None = None
     if not replicas.from_first("fitted", lambda: journal.fitted(fitted)):
         pieces = Pieces.of(config, sources["train"], partial / "pieces" / str(replicas.rank))
+        own = shares["train"].own, replicas.world_size
         transforms = fit_rows(
             config,
             sources["train"],
@@ -54,6 +56,7 @@ def build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, replicas:
             splitter,
             pieces,
             partial / "learned",
+            FitProgress(partial / "progress" / str(replicas.rank), journal, share=own, is_first=replicas.is_first),
             replicas=replicas,
             workers=workers,
             progress=progress,
@@ -67,8 +70,8 @@ def build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, replicas:
         numbers = _shards(config, shares)
         writer = RowWriter(work, journal, config, encode, sources["train"].arrow_schema, shards=numbers, pool=pool)
         write_rows(writer, config, sources, shares, splitter, pieces, replicas=replicas, workers=workers, progress=progress)
-        own = {split: [shard.to_json() for shard in of_split] for split, of_split in writer.shards.items()}
-    made = replicas.gather("shards", own)
+        made_here = {split: [shard.to_json() for shard in of_split] for split, of_split in writer.shards.items()}
+    made = replicas.gather("shards", made_here)
     if replicas.is_first:
         shards = _asked_shards(config, work, made)
         write_manifest(

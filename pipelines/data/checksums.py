@@ -58,6 +58,14 @@ class FileEntry:
                 f"{path}: altered after it was prepared ({size} bytes, expected {self.bytes}); prepare again with --force"
             )
 
+    def is_intact(self, path: Path) -> bool:
+        """Whether the file is there, every byte as it was."""
+        try:
+            self.check(path)
+        except ValueError:
+            return False
+        return True
+
     def check(self, path: Path) -> None:
         """Raises ValueError if the file is missing or any byte of it differs."""
         self.check_size(path)

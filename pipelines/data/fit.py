@@ -196,12 +196,16 @@ class Fitter:
         for sample in self._samples.values():
             sample.start_part(number)
 
-    def state(self) -> Iterator[tuple[dict[str, Any], pa.Table]]:
-        """What this pass has learned so far, for the `merge` of another: keys that JSON can hold, and tables."""
+    def state(self, *, of_earlier_passes: bool = False) -> Iterator[tuple[dict[str, Any], pa.Table]]:
+        """What this pass has learned so far, for the `merge` of another: keys that JSON can hold, and tables.
+
+        Args:
+            of_earlier_passes: and what those have learned that is no step of a number (see `fitted_steps`).
+        """
         for name, fit in self._numeric.items():
             for key, table in fit.state():
                 yield {"numeric": name, **key}, table
-        if not self._pass:
+        if of_earlier_passes or not self._pass:
             for name, vocabulary in self._vocabularies.items():
                 for key, table in vocabulary.state():
                     yield {"vocabulary": name, **key}, table
@@ -225,11 +229,15 @@ class Fitter:
         """Numeric feature -> steps that the passes so far have fixed, as JSON."""
         return {name: fit.fitted_steps() for name, fit in self._numeric.items()}
 
-    def take_steps(self, steps: dict[str, list[dict[str, Any]]]) -> None:
-        """`end_pass` for one who has not learned everything: with the `fitted_steps` of one who has."""
+    def take_steps(self, steps: dict[str, list[dict[str, Any]]], *, num_passes: int = 1) -> None:
+        """`end_pass` for one who has not learned everything: with the `fitted_steps` of one who has.
+
+        Args:
+            num_passes: that are over, with these steps.
+        """
         for name, fit in self._numeric.items():
             fit.take_steps(steps[name])
-        self._pass += 1
+        self._pass += num_passes
 
     def learn(self, lesson: Lesson) -> None:
         """Learn what `look_at` found; in the order of the rows."""

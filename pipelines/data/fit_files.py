@@ -1,4 +1,4 @@
-"""What a process has learned from its share of the rows, on the way to the one that fits the transforms: a file per statistic."""
+"""What a process has learned from some of the rows, in one file: for another process, or for a later one."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -10,28 +10,26 @@ import pyarrow.ipc
 
 from .durable import naming
 
-_KEYS = "keys.json"
+_KEY = b"key"
 
 
-def write_state(folder: Path, state: Iterable[tuple[dict[str, Any], pa.Table]]) -> None:
-    """Writes what `Fitter.state` gives.
+def write_state(path: Path, state: Iterable[tuple[dict[str, Any], pa.Table]]) -> None:
+    """Writes what `Fitter.state` gives: Arrow streams, one behind the other.
 
     Raises:
         OSError: with the path, if the disk refuses.
     """
-    folder.mkdir(parents=True)
-    keys = []
-    for number, (key, table) in enumerate(state):
-        keys.append(key)
-        path = folder / f"{number}.arrow"
-        with naming(path), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-    with naming(folder):
-        (folder / _KEYS).write_text(json.dumps(keys))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path), pa.OSFile(str(path), "wb") as sink:
+        for key, table in state:
+            keyed = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(key)})
+            with pa.ipc.new_stream(sink, keyed.schema) as writer:
+                writer.write_table(keyed)
 
 
-def read_state(folder: Path) -> Iterator[tuple[dict[str, Any], pa.Table]]:
+def read_state(path: Path) -> Iterator[tuple[dict[str, Any], pa.Table]]:
     """For `Fitter.merge`; one table at a time."""
-    for number, key in enumerate(json.loads((folder / _KEYS).read_text())):
-        with pa.OSFile(str(folder / f"{number}.arrow")) as source:
-            yield key, pa.ipc.open_file(source).read_all()
+    with pa.OSFile(str(path)) as source:
+        while source.tell() < source.size():
+            table = pa.ipc.open_stream(source).read_all()
+            yield json.loads(table.schema.metadata[_KEY]), table

@@ -10,6 +10,7 @@ import math
 import mmap
 import os
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,14 @@ def buffers_for(num_arrays: int) -> list[mmap.mmap]:
     return [mmap.mmap(-1, size) for _ in range(num_arrays)]
 
 
+@dataclass(frozen=True)
+class Saved:
+    """How far an array had grown, and what tells whether its file still holds that: XXH3-128 of it without the header."""
+
+    length: int
+    checksum: str
+
+
 class GrowingArray:
     """An .npy file whose first axis grows. Arrays that fit into the buffer are written as any file is.
 
@@ -40,10 +49,22 @@ class GrowingArray:
         columns: of a matrix; None: the array has one axis.
         buffer: used until the array is closed.
         pool: writes one half of the buffer while the other one is filled; None: `append` does.
+        behind: goes on behind what `saved` told of an earlier array at `path`; None: the file begins anew.
+
+    Raises:
+        OSError: with the path, if the disk refuses.
+        ValueError: where the file is not as `saved` told; it is left as it is.
     """
 
     def __init__(
-        self, path: Path, dtype: np.dtype, columns: int | None, *, buffer: mmap.mmap, pool: Executor | None = None
+        self,
+        path: Path,
+        dtype: np.dtype,
+        columns: int | None,
+        *,
+        buffer: mmap.mmap,
+        pool: Executor | None = None,
+        behind: "Saved | None" = None,
     ) -> None:
         self.path = path
         self.dtype = dtype
@@ -57,7 +78,65 @@ class GrowingArray:
         self._direct = False
         self._descriptor = -1
         with naming(path):
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            flags = os.O_CREAT | os.O_TRUNC if behind is None else 0
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o666)
+            if behind is not None:
+                self._go_on_behind(behind)
+
+    def _go_on_behind(self, saved: "Saved") -> None:
+        self.length = saved.length
+        num_bytes, size = self._num_bytes, len(self._half)
+        for start in range(0, num_bytes, size):
+            stop = min(num_bytes, start + size)
+            self._set_direct(stop - start == size)
+            self._read(self._half[: stop - start], start)
+            self._filled = stop - start
+            if self._filled == size:
+                self._digest.update(self._half[self._hashed :].data)
+                self._filled = self._hashed = 0
+        if self._digest_so_far() != saved.checksum:
+            raise ValueError(f"{self.path}: altered after it was saved")
+        self._set_direct(False)
+        os.ftruncate(self._descriptor, num_bytes)
+        os.lseek(self._descriptor, num_bytes // size * size, os.SEEK_SET)
+
+    def _read(self, data: np.ndarray, start: int) -> None:
+        done = 0
+        while done < len(data):
+            try:
+                more = os.preadv(self._descriptor, [data[done:].data], start + done)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._direct:
+                    raise
+                more = 0
+            if not more and not self._direct:
+                raise ValueError(f"{self.path}: ends at byte {start + done}")
+            done += more
+            self._set_direct(False)  # for what is left, if anything: the file system gave a part, or wants larger blocks
+
+    @property
+    def _num_bytes(self) -> int:
+        return NPY_HEADER_BYTES + self.length * math.prod(self.tail) * self.dtype.itemsize
+
+    def _digest_so_far(self) -> str:
+        digest = self._digest.copy()
+        digest.update(self._half[self._hashed : self._filled].data)
+        return digest.hexdigest()
+
+    def saved(self) -> "Saved":
+        """Puts all that was appended into the file, which is not yet forced to the disk; more may be appended.
+
+        Raises:
+            OSError: with the path, if the disk refuses.
+        """
+        self._wait()
+        with naming(self.path):
+            self._set_direct(False)
+            end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+            written = 0
+            while written < self._filled:  # written once more when the half is full
+                written += os.pwrite(self._descriptor, self._half[written : self._filled].data, end + written)
+        return Saved(self.length, self._digest_so_far())
 
     def _let_go(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -134,5 +213,4 @@ class GrowingArray:
             os.pwrite(self._descriptor, header.getvalue(), 0)
             self._let_go()
         self._digest.update(header.getvalue())
-        num_bytes = NPY_HEADER_BYTES + self.length * math.prod(self.tail) * self.dtype.itemsize
-        return FileEntry(num_bytes, HEADER_LAST + self._digest.hexdigest())
+        return FileEntry(self._num_bytes, HEADER_LAST + self._digest.hexdigest())

@@ -48,7 +48,7 @@ class Journal:
     def fitted(self, folder: Path) -> bool:
         """Whether the transforms in `folder` are complete and as they were written."""
         steps = [step["fitted"] for step in self.steps if "fitted" in step]
-        return bool(steps) and all(_intact(folder / name, FileEntry(**entry)) for name, entry in steps[-1].items())
+        return bool(steps) and all(FileEntry(**entry).is_intact(folder / name) for name, entry in steps[-1].items())
 
     def finished_shards(self, split: str, folder: Path, numbers: range) -> tuple[Shard, ...]:
         """The first ones of these shards of a split, as many as are complete and as they were written."""
@@ -59,10 +59,22 @@ class Journal:
             if name not in written:
                 break
             shard = Shard.from_json(folder / name, written[name])
-            if not all(_intact(shard.folder / file, entry) for file, entry in shard.files.items()):
+            if not all(entry.is_intact(shard.folder / file) for file, entry in shard.files.items()):
                 break
             shards.append(shard)
         return tuple(shards)
+
+    def saved_shard(self, split: str, name: str) -> dict[str, Any] | None:
+        """What was last saved of an unfinished shard, by whichever process wrote it."""
+        saved = [one for step in self._saved() for one in step["shards"] if (one["split"], one["name"]) == (split, name)]
+        return max(saved, key=lambda one: one["num_rows"], default=None)
+
+    def reached(self, source: str) -> list[dict[str, Any]]:
+        """Parts of a split's files at whose beginning something was saved, with the number of rows before them."""
+        return [step["reached"] for step in self._saved() if step["reached"]["source"] == source]
+
+    def _saved(self) -> list[dict[str, Any]]:
+        return [step["saved"] for step in (*self._of_others, *self.steps) if "saved" in step]
 
 
 def _steps(written: bytes, identity: dict[str, Any]) -> list[dict[str, Any]]:
@@ -77,11 +89,3 @@ def _steps(written: bytes, identity: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _line(step: dict[str, Any]) -> bytes:
     return json.dumps(step).encode() + b"\n"
-
-
-def _intact(path: Path, entry: FileEntry) -> bool:
-    try:
-        entry.check(path)
-    except ValueError:
-        return False
-    return True

@@ -51,6 +51,8 @@ class Pieces:
         self._folder = folder
         self._numbers = {column: i for i, column in enumerate(sorted(columns))}
         self._kept: dict[tuple[str, int], _Kept] = {}
+        self.first_part = 0
+        """Nothing was kept of the parts before it: an interrupted run learned from them."""
         if columns:
             folder.mkdir(parents=True)
 

@@ -1,7 +1,8 @@
 """The last pass of `prepare`: raw rows are encoded and spread over the shards of their splits."""
 
+import time
 from collections.abc import Collection, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torchrec_models.pipelines.config import RunConfig
 from .journal import Journal
 from .missing import Missing
 from .rows import Rows
+from .saving import Pace
 from .shard_writer import ShardWriter
 from .shards import Shard
 from .sources import SourceBatch, wanted_columns
@@ -36,6 +38,16 @@ class Share:
     batch: SourceBatch
     index: np.ndarray
     codes: np.ndarray
+    begin: "Begin"
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Where a batch begins: its part, its first row over the whole source, and the rows of each stored split before it."""
+
+    part: int
+    row: int
+    rows_before: tuple[int, ...]
 
 
 Written = list[tuple[int, Rows, pa.Table, Missing]]
@@ -75,17 +87,23 @@ class RowWriter:
         self._side_columns = side_columns(config.data)
         self._side_schema = side_schema(self._side_columns, raw_schema)
 
+        self._journal, self._pool, self._pace = journal, pool, Pace()
+        self._saving: Future[None] | None = None
+
         def writer(split: str) -> ShardWriter:
             def record(shard: Shard) -> None:
                 journal.add({"split": split, "name": shard.folder.name, "shard": shard.to_json()})
 
+            finished = journal.finished_shards(split, folder / split, shards[split])
+            following = shards[split][len(finished) : len(finished) + 1]
             return ShardWriter(
                 folder / split,
                 encode.schema,
                 self._side_schema,
                 rows_per_shard=config.data.rows_per_shard,
                 numbers=shards[split],
-                finished=journal.finished_shards(split, folder / split, shards[split]),
+                finished=finished,
+                saved=journal.saved_shard(split, f"{following.start:05d}") if following else None,
                 on_finished=record,
                 pool=pool,
             )
@@ -111,6 +129,46 @@ class RowWriter:
         codes = [self.splits.index(split) for split in splits]
         return {code: (self._needed_from[code], self._needed_to[code]) for code in codes}
 
+    def begin(self, source: str, splits: Collection[str]) -> Begin | None:
+        """The last beginning of a part that was noted, of a source's files, before which all rows of these splits are written."""
+        codes = [self.splits.index(split) for split in splits]
+        found = [Begin(one["part"], one["row"], tuple(one["rows_before"])) for one in self._journal.reached(source)]
+        behind = [one for one in found if all(one.rows_before[code] <= self._needed_from[code] for code in codes)]
+        return max(behind, key=lambda one: one.part, default=None)
+
+    def save(self, source: str, begin: Begin) -> None:
+        """Saves, where it is time to, what was appended: all before `begin`. The disk gets it while more is appended.
+
+        Raises:
+            OSError: with the path, if the disk refuses this, or refused it the last time.
+        """
+        if not self._pace.is_due() or (self._saving and not self._saving.done()):
+            return
+        if self._saving:
+            self._saving.result()
+        start = time.monotonic()
+        earlier = [shard for writer in self._writers for shard in writer.unfinished]
+        writers = [(split, writer) for split, writer in zip(self.splits, self._writers) if writer.under_way]
+        shards = [(split, shard, shard.save()) for split, writer in writers if (shard := writer.under_way)]
+
+        def force() -> None:
+            for finishing in earlier:
+                finishing.result()
+            for _, shard, _ in shards:
+                shard.force()
+            told = [{"split": split, "name": shard.folder.stem, **saved} for split, shard, saved in shards]
+            self._journal.add({"saved": {"reached": {"source": source, **vars(begin)}, "shards": told}})
+            for _, shard, saved in shards:
+                shard.forget(but=saved["waiting"])
+
+        if self._pool is None:
+            force()
+        else:
+            self._saving = self._pool.submit(force)
+            for _, writer in writers:
+                writer.being_saved = self._saving
+        self._pace.saved(took_seconds=time.monotonic() - start)
+
     def start_behind(self, rows_before: Mapping[int, int]) -> None:
         """The next batch comes behind so many rows of each split."""
         for code, num_rows in rows_before.items():
@@ -118,6 +176,7 @@ class RowWriter:
 
     def share(self, batch: SourceBatch, codes: np.ndarray) -> Share:
         """What of a batch is still to be written; `codes` [N] says the split of each row as an index in `splits`."""
+        begin = Begin(batch.part, batch.global_row, tuple(self._num_seen))
         needed = np.ones(len(codes), bool)
         for code in range(len(self.splits)):
             of_split = np.flatnonzero(codes == code)
@@ -126,7 +185,7 @@ class RowWriter:
             needed[of_split[max(stop, 0) :]] = False
             self._num_seen[code] += len(of_split)
         index = np.flatnonzero(needed)
-        return Share(batch, index, codes[index])
+        return Share(batch, index, codes[index], begin)
 
     def encode(self, share: Share) -> Written:
         """The rows as they will be stored.

@@ -140,11 +140,12 @@ class Source:
             self, arrow_schema=pa.schema([f for f in self.arrow_schema if f.name in columns]), _reader=reader, computed=computed
         )
 
-    def batches(self, parts: range | None = None, *, num_threads: int = 0) -> Iterator[SourceBatch]:
+    def batches(self, parts: range | None = None, *, rows_before: int | None = None, num_threads: int = 0) -> Iterator[SourceBatch]:
         """Stream the rows of all files, or of some neighbouring parts.
 
         Args:
-            parts: their numbers; the parts before them must be counted.
+            parts: their numbers.
+            rows_before: in the parts before these; None where they are counted.
             num_threads: that read ahead; 0 reads in the caller's thread.
 
         Raises:
@@ -152,7 +153,7 @@ class Source:
                 (of all files).
         """
         wanted = range(len(self.parts)) if parts is None else parts
-        global_row = self.num_rows_of(range(wanted.start))
+        global_row = self.num_rows_of(range(wanted.start)) if rows_before is None else rows_before
         assert global_row is not None, "parts before these are not counted"
         first_row, last_index = 0, -1
         with closing(joined(self._streams(wanted), num_threads=num_threads)) as batches:
