@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from click_run import raw_config, write_click_log
 
 from torchrec_models.model import net_classes
 from torchrec_models.pipelines import config as C
-from torchrec_models.pipelines.cli import main
+from torchrec_models.pipelines.cli import _parser, main
 from torchrec_models.pipelines.config.text import read_yaml
 
 VERBS = (
@@ -67,6 +68,20 @@ def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str], verb: st
         run = "folder of a run, of one checkpoint, or a bundle" if verb == "predict" else "folder of a run, or of one checkpoint"
         assert run in " ".join(text.split()) and "default: best" in text
         assert ("run_or_bundle" in text) == (verb == "predict")
+
+
+@pytest.mark.parametrize("verb", ["serve", "predict", "profile", "data stats"])
+def test_examples_in_the_help_can_be_copied(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    lines = help_of(capsys, *verb.split()).partition("\nexamples:\n")[2].splitlines()
+    commands = [shlex.split(line.partition("|")[0], comments=True) for line in lines]
+    assert len(lines) >= 3 and all(line.startswith("  ") and len(line) <= 132 for line in lines)
+    assert {command[0] for command in commands} <= {"trm", "curl"}
+    for name, *arguments in commands:
+        if name == "trm":
+            assert arguments[: len(verb.split())] == verb.split()
+            _parser().parse_args(arguments)
+        for config in (part for part in arguments if part.startswith("configs/")):
+            assert (CONFIGS[0].parents[2] / config).exists(), config
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,12 @@ def add_verb(verbs: argparse._SubParsersAction, name: str, run: Callable, text: 
     return parser
 
 
+def add_examples(parser: argparse.ArgumentParser, *examples: str) -> None:
+    """Commands to copy, each with `# what it does` behind or below it, at the end of the help."""
+    parser.epilog = "\n".join(["examples:", *(f"  {line}" for line in examples)])
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="YAML file, for example configs/ml100k/deepfm.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)

@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from .arguments import add_config, add_verb
+from .arguments import add_config, add_examples, add_verb
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -33,6 +33,12 @@ def add(verbs: argparse._SubParsersAction) -> None:
     profile.add_argument("--seconds", type=float, default=5.0, help="for each: loader, model, both (default: 5)")
     profile.add_argument("--out", type=Path, help="folder for timeline.json, which ui.perfetto.dev shows; default: RUN.profile")
     profile.add_argument("--json", action="store_true", help="print JSON")
+    add_examples(
+        profile,
+        "trm profile configs/ml100k/deepfm.yaml  # after trm prepare of the same file",
+        "trm profile configs/ml100k/deepfm.yaml train.batch_size=4096 --seconds 2  # what if",
+        "trm profile configs/ml100k/deepfm.yaml --json | jq .  # for programs",
+    )
 
     add_verb(verbs, "list", _list, "show every model: name, what it is, paper and year")
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from .arguments import add_config, add_verb
+from .arguments import add_config, add_examples, add_verb
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -42,6 +42,12 @@ def _add_data(verbs: argparse._SubParsersAction) -> None:
     stats = add_look("stats", _stats, "numbers, ids, missing values, labels by split and by day, as text and as one HTML page")
     stats.add_argument("--html", type=Path, help="the page; default: <cache>.stats.html beside the cache folder")
     stats.add_argument("--json", action="store_true", help="print JSON; a page is then made with --html only")
+    add_examples(
+        stats,
+        "trm data stats configs/ml100k/deepfm.yaml  # after trm prepare: a table, and a page beside the cache",
+        "trm data stats cache/ml100k --html ml100k.html",
+        "trm data stats cache/ml100k --json | jq .  # for programs",
+    )
     _add_select(looks)
 
 

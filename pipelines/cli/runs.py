@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from .arguments import add_config, add_run_folder, add_verb
+from .arguments import add_config, add_examples, add_run_folder, add_verb
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -39,6 +39,12 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "--columns", default="", metavar="ID,TASK,...", help="names for the output's columns; default: row id and tasks"
     )
     predict.add_argument("--batch-rows", type=int, default=16_384, help="rows scored at a time (default: 16384)")
+    add_examples(
+        predict,
+        "trm predict runs/frappe/deepfm/bundle rows.parquet scores.parquet  # a bundle: without torch",
+        "trm predict runs/frappe/deepfm 'log/2024-05-*.csv' --out scores.csv --row-id id  # a run, its best checkpoint",
+        "trm predict runs/frappe/deepfm --query 'SELECT * FROM rows' --uri duckdb:///log.db --out scores.parquet",
+    )
 
     export = add_verb(
         verbs, "export", _export, "write a bundle (ONNX graph, transforms, manifest), checked against PyTorch on real rows"

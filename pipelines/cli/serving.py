@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import add_verb
+from .arguments import add_examples, add_verb
 
 if TYPE_CHECKING:
     from torchrec_models.pipelines.serving.server import BundleOption, ServeOptions
@@ -32,6 +32,14 @@ def add(verbs: argparse._SubParsersAction) -> None:
     add("--tls-cert", type=Path, help="PEM file with the certificate chain")
     add("--tls-key", type=Path, help="PEM file with the private key")
     add("--bid", type=Path, metavar="BID.YAML", help="answer OpenRTB 2.6 bid requests on POST /bid, see docs/bidding.md")
+    add_examples(
+        parser,
+        "trm serve runs/frappe/deepfm/bundle  # on this machine; a page to try it: http://127.0.0.1:8000",
+        'curl localhost:8000/predict -d \'{"user": 49, "item": 1901}\'  # in another shell',
+        "trm serve ctr=runs/a/bundle --split ctr=runs/b/bundle:10  # b answers one request in ten",
+        "trm serve runs/a/bundle --host 0.0.0.0 --workers 4 --token-file token.txt  # for other machines, on four cores",
+        "trm serve runs/ipinyou/deepfm/bundle --bid configs/ipinyou/bid.yaml  # a bidder",
+    )
 
 
 def _serve(args: argparse.Namespace) -> None:
