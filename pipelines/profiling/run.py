@@ -130,7 +130,8 @@ class Turns:
         for number in range(num_rounds):
             if number < FEWEST_ROUNDS:  # it begins anew each time, which a short turn would be full of
                 rates["loader"].append(self._loader_alone(seconds / FEWEST_ROUNDS))
-            for name in self._ways:
+            # there and back: a machine that gets slower meanwhile is not the fault of whoever comes last
+            for name in self._ways if number % 2 == 0 else reversed(self._ways):
                 self._steps(name, SETTLE_STEPS)
                 before = self._loading.waited_seconds
                 turn_seconds, num_batches = self._steps(name, num_steps[name])

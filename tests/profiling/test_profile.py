@@ -36,7 +36,7 @@ def test_a_profile_measures_all_and_touches_nothing(data: Path, capsys: pytest.C
     assert not (data / f"run-{mode}").exists()
     assert shown["device"] == "the CPU" and shown["gpu"] == {} and shown["resident"] is None and shown["batch_size"] == 60
     for way in ("loader", "cached", "varied", "both"):
-        assert shown[way]["per_second"] > 1
+        assert shown[way]["per_second"] > 0
         num_rounds = len(shown[way]["rounds"])
         assert num_rounds == FEWEST_ROUNDS if way == "loader" else FEWEST_ROUNDS <= num_rounds <= MOST_ROUNDS
     assert 0 <= shown["wait_share"] < 1 and shown["verdict"]["limit"] in ("input", *PARTS)
