@@ -28,6 +28,7 @@ from .parquet_files import check_columns
 _KEY = b"torchrec_models.query"
 _SHARE_OF_BUDGET = 16
 _MOST_ROWS = 1 << 17
+_NO_ROW = "{}: the query gives no row"
 
 
 def snapshot_path(cache: str | Path, query: QueryConfig) -> Path:
@@ -114,12 +115,14 @@ def first_rows(config: RunConfig, query: QueryConfig) -> pa.Table:
     """Rows that the database sends first, in the types in which they would be kept; nothing is written.
 
     Raises:
-        ValueError: what the database refuses.
+        ValueError: what the database refuses, or if there is none.
     """
     with open_query(query, memory_budget_bytes=config.data.memory_budget_mib * 2**20) as reader:
         schema, makers = _stored_as(reader.schema, query)
-        batch = next(iter(reader), None)
-        return _made(batch, schema, makers) if batch is not None else schema.empty_table()
+        batch = next((batch for batch in reader if batch.num_rows), None)
+        if batch is None:
+            raise ValueError(_NO_ROW.format(query.place))
+        return _made(batch, schema, makers)
 
 
 def _read(
@@ -132,7 +135,12 @@ def _read(
     try:
         with open_query(query, memory_budget_bytes=budget_bytes, scratch=path.parent) as reader:
             schema, makers = _stored_as(reader.schema, query)
-            check(schema)
+            try:
+                check(schema)
+            except ValueError:
+                if not any(batch.num_rows for batch in reader):  # SQLite's types are those of its rows
+                    raise ValueError(_NO_ROW.format(query.place)) from None
+                raise
             with (
                 tqdm(desc="read query", unit=" rows", unit_scale=True, disable=not progress) as bar,
                 _writing(partial, schema) as writer,
@@ -145,7 +153,7 @@ def _read(
                 told = {"place": query.place, "version": query.version, "num_rows": num_rows, "read_at": started, "files": files}
                 writer.add_key_value_metadata({_KEY: json.dumps(told)})
         if not num_rows:
-            raise ValueError(f"{query.place}: the query gives no row")
+            raise ValueError(_NO_ROW.format(query.place))
         fsync(partial)
         os.replace(partial, path)
         fsync(path.parent)

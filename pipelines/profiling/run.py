@@ -41,9 +41,11 @@ def profile_run(config: RunConfig, *, seconds: float = 5.0, out: Path | None = N
         out: folder for the timeline; default: <run>.profile beside the run's folder.
 
     Raises:
-        ValueError: data not prepared or changed since; an option that this device lacks.
+        ValueError: data not prepared or changed since; an option that this device lacks; no time to measure in.
         NonFiniteLoss: the loss became NaN or infinite.
     """
+    if not seconds > 0:
+        raise ValueError(f"--seconds must be above 0; given {seconds:g}")
     cache = open_prepared(config)
     run = Path(config.run)
     out = out or run.with_name(f"{run.name}.profile")

@@ -99,6 +99,16 @@ def test_what_sqlite_refuses(tmp_path: Path, sqlite: str, query: str, words: str
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_query_without_rows_is_told_as_such(tmp_path: Path, sqlite: str) -> None:
+    """SQLite has no types without rows: the text to cut would be called a number."""
+    config = config_of(tmp_path, {"uri": sqlite, "query": "SELECT * FROM log WHERE id < 0"})
+    config.features["user"] = config.features["user"].model_copy(update={"max_len": 3, "separator": ","})
+    for look in (check_data, lambda config: prepare(config, progress=False)):
+        with pytest.raises(ValueError, match=r"^data\.train: sqlite:///.*log\.db: the query gives no row$"):
+            look(config)
+    assert not list(tmp_path.glob("cache*/*"))
+
+
 def test_a_database_file_that_is_not_there(tmp_path: Path) -> None:
     for scheme in ("sqlite", "duckdb"):
         query = {"uri": f"{scheme}:///{tmp_path / 'none.db'}", "query": "SELECT 1"}

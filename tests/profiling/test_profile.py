@@ -84,6 +84,14 @@ def test_a_slow_loader_is_called_input_bound(data: Path, tmp_path: Path) -> None
     assert "input-bound" in profile.render()
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
+def test_no_time_is_refused(data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, seconds: str) -> None:
+    (data / "c.yaml").write_text(yaml.safe_dump(raw_config(data, "c"), sort_keys=False))
+    assert main(["profile", str(data / "c.yaml"), "--seconds", seconds, "--out", str(tmp_path)]) == 2
+    assert "--seconds must be above 0; given" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_rows_that_are_not_prepared_are_an_error_in_words(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data / "none.yaml").write_text(yaml.safe_dump(raw_config(data, "none"), sort_keys=False))
     assert main(["profile", str(data / "none.yaml"), f"data.cache={tmp_path / 'no'}"]) == 2
