@@ -83,17 +83,13 @@ def competition_memory(results: Results) -> str:
 
 
 def aims(results: Results) -> list[Aim]:
-    found = named(results("prepare")["results"], {"what": "prepare"})
-    most = {key: max(row[key] for row in found) for key in ("rows", "workers")}
-    speeds = [
-        at_least(
-            f"preparing {count(row['rows'])} rows, {row['workers']} workers, {IDS[row['ids_of_the_sequence']]}",
-            row["rows_per_second"],
-            AIM_ROWS_PER_SECOND,
-            "rows/s",
-        )
-        for row in named(found, most)
-    ]
+    speeds = []
+    for name, more in (("prepare", ""), ("prepare_memory", f", last {results('prepare_memory')['max_len']} kept")):
+        found = named(results(name)["results"], {"what": "prepare"})
+        most = {key: max(row[key] for row in found) for key in ("rows", "workers")}
+        for row in named(found, most):
+            text = f"preparing {count(row['rows'])} rows, {row['workers']} workers, {IDS[row['ids_of_the_sequence']]}{more}"
+            speeds.append(at_least(text, row["rows_per_second"], AIM_ROWS_PER_SECOND, "rows/s"))
     few, *_, many = sorted(named(results("prepare_memory")["results"], {"what": "prepare"}), key=lambda row: row["rows"])
     memory = [flat(f"memory of preparing, {count(few['rows'])} and {count(many['rows'])} rows", *_peaks(few, many))]
     for step in ("prepare", "train"):
