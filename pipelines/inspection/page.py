@@ -45,6 +45,8 @@ def table(stats: dict[str, SplitStats], *, hashed: Sequence[HashedTable] = ()) -
             for i, period in enumerate(split.over_time.periods):
                 means = ", ".join(f"{task} {values[i]:.5f}" for task, values in split.over_time.means.items())
                 lines.append(f"  {period:20} {split.over_time.num_rows[i]:>12,} rows   {means}")
+            if split.over_time.num_rows_without_time:
+                lines.append(f"  {'without a time':20} {split.over_time.num_rows_without_time:>12,} rows")
     return "\n".join(lines)
 
 

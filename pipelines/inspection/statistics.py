@@ -92,12 +92,13 @@ class IdStats:
 
 @dataclass(frozen=True)
 class RateOverTime:
-    """Label means by day, or by equal slices of a time that is not a date."""
+    """Label means by day, or by equal slices of a time that is not a date. Rows without a time are in no period."""
 
     unit: str
     periods: list[str]
     num_rows: list[int]
     means: dict[str, list[float]]
+    num_rows_without_time: int
 
 
 @dataclass(frozen=True)
@@ -209,8 +210,8 @@ def _over_time(cache: Cache, split: SplitData) -> RateOverTime | None:
     totals = [np.bincount(code, weights[:, i], len(names) + 1) for i in range(labels.shape[1])]
     with np.errstate(invalid="ignore"):
         means = {task.name: (sums[i] / totals[i])[order].tolist() for i, task in enumerate(cache.schema.tasks)}
-    rows = np.bincount(code, minlength=len(names) + 1)[order]
-    return RateOverTime(unit, [str(names[i]) for i in order], rows.tolist(), means)
+    rows = np.bincount(code, minlength=len(names) + 1)
+    return RateOverTime(unit, [str(names[i]) for i in order], rows[order].tolist(), means, int(rows[-1]))
 
 
 def _periods(time: pa.Array) -> tuple[str, pa.Array]:
@@ -227,6 +228,6 @@ def _periods(time: pa.Array) -> tuple[str, pa.Array]:
         stamps = pc.floor(seconds).cast(pa.int64()).cast(pa.timestamp("s"))
         return "day", pc.strftime(stamps, format="%Y-%m-%d")
     width = (high - low) / _TIME_SLICES or 1.0
-    piece = pc.min_element_wise(pc.floor(pc.divide(pc.subtract(number, low), width)), _TIME_SLICES - 1)
+    piece = pc.min_element_wise(pc.floor(pc.divide(pc.subtract(number, low), width)), _TIME_SLICES - 1, skip_nulls=False)
     starts = np.array([f"{i + 1:02d}: from {low + i * width:g}" for i in range(_TIME_SLICES)])
     return "slice of time", pa.array(starts).take(piece.cast(pa.int64()))

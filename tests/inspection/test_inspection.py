@@ -137,6 +137,23 @@ def test_labels_by_day_are_those_of_the_raw_rows(cache: Cache, raw: pa.Table) ->
         assert over_time.means["click"][i] == pytest.approx(of_day.mean())
 
 
+def test_rows_without_a_time_are_counted_beside_the_days(config: Path, raw: pa.Table, capsys: pytest.CaptureFixture[str]) -> None:
+    """One row in four of those to train on, and all that are to test on."""
+    row = np.arange(NUM_ROWS)
+    none = (row % 4 == 0) & (row < 500) | (row >= NUM_ROWS - 20)
+    times = pa.array(raw["time"].to_numpy(), mask=none)
+    pq.write_table(raw.set_column(raw.column_names.index("time"), "time", times), config.parent / "rows.parquet")
+    stats = statistics(prepare(C.load(config), progress=False))
+    of_train, of_test = stats["train"].over_time, stats["test"].over_time
+    assert of_train is not None and of_train.num_rows_without_time == 125 and sum(of_train.num_rows) == 375
+    assert of_test is not None and of_test.num_rows_without_time == 20 and of_test.periods == []
+    assert main(["data", "stats", str(config)]) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^  without a time +(\d+) rows$", out, flags=re.MULTILINE) == ["125", "20"]
+    page = Path(re.search(r"wrote (.+)", out)[1]).read_text()
+    assert "125 of 500 rows have no time" in page and "20 of 20 rows have no time" in page
+
+
 def test_the_first_rows_come_back_as_raw_values(cache: Cache, raw: pa.Table) -> None:
     shown = head(cache, "train", num_rows=30)
     for row, expected in zip(shown, of_part(raw, "train").slice(0, 30).to_pylist(), strict=True):
