@@ -30,8 +30,8 @@ class Limits:
     Args:
         body_bytes: of one request's body; more is refused with 413.
         concurrent_requests: in work at once, in one worker; more are refused with 503 and Retry-After.
-        refusals_per_second: of those, answered per second (the first of a burst at once); the others wait for their refusal.
-            Callers who come back at once would else take the time of those who are served.
+        refusals_per_second: of those, and of requests without the token or for no path, answered per second (the first of a burst
+            at once); the others wait for their refusal. Callers who come back at once would else take the time of those served.
         body_seconds: for a body that comes in pieces to be complete; else 408.
     """
 
@@ -119,13 +119,16 @@ class App:
         request = Request(scope["method"], scope["path"], scope["headers"], b"")
         route = self._exact.get((request.method, request.path))
         try:
-            self.admit(route, request)
-            if route is None:
-                route = self._match(request)
+            try:
                 self.admit(route, request)
-            if self.is_overloaded(route):
+                if route is None:
+                    route = self._match(request)
+                    self.admit(route, request)
+                if self.is_overloaded(route):
+                    raise OVERLOAD
+            except HttpError:
                 await asyncio.sleep(self.seconds_to_refusal())
-                raise OVERLOAD
+                raise
             response = await self._respond(route, request, receive)
         except _Disconnected:
             return
@@ -147,7 +150,7 @@ class App:
             self.num_in_work -= 1
 
     def is_overloaded(self, route: Route) -> bool:
-        """Whether a request for this route is to be refused with `OVERLOAD`, after `seconds_to_refusal`."""
+        """Whether a request for this route is to be refused with `OVERLOAD`."""
         return self.num_in_work >= self.most_in_work and route.path not in self._open_paths
 
     def seconds_to_refusal(self) -> float:

@@ -293,15 +293,15 @@ class RowMapping:
         roots: dict[str, Any] = {"campaign": campaign, "creative": creative}
         return tuple(getattr(roots[root], key) for root, key in self.of_offer.values())
 
-    def place_of(self, column: str, imp: int) -> str:
+    def place_of(self, column: str, imp: int | None) -> str:
         """Where a column's value stands: `$.imp[0].banner.w` in the request, `constants.size` in bid.yaml; empty for no column.
 
         Args:
-            imp: the impression's place among the request's.
+            imp: the impression's place among the request's; None for any of them.
         """
         if column in self.sources:
             source = self.sources[column]
-            return f"$.imp[{imp}].{source.path.text}" if source.is_of_imp else f"$.{source.path.text}"
+            return f"$.imp[{'*' if imp is None else imp}].{source.path.text}" if source.is_of_imp else f"$.{source.path.text}"
         if column in self.of_time:
             return f"$.{self.time.config.path}" if self.time.path else f"time.{self.of_time[column]}"
         if column in self.of_offer:

@@ -117,7 +117,7 @@ class BidRoutes:
                 whole = whole if read is None else _decoded(request)
                 answers = await model.score(scorer.mapping.rows(whole, plan.rows, now), from_json=True)
         except RefusedRow as refused:
-            imp = plan.rows[refused.row or 0].imp
+            imp = None if refused.row is None else plan.rows[refused.row].imp
             place = scorer.mapping.place_of(refused.column, imp)
             raise HttpError(422, f"{refused.reason}{place and f' - at `{place}`'}") from None
         except ValueError as error:

@@ -202,18 +202,21 @@ class _Exchange(Stepper):
             try:
                 app.admit(route, request)
             except HttpError as error:
-                self._reply(app, error.response())
+                self._refuse(app, error)
                 return
         if app.num_in_work >= app.most_in_work and app.is_overloaded(route):
-            seconds = app.seconds_to_refusal()
-            if seconds:
-                protocol.loop.call_later(seconds, self._reply, app, OVERLOAD.response())
-            else:
-                self._reply(app, OVERLOAD.response())
+            self._refuse(app, OVERLOAD)
             return
         app.num_in_work += 1
         self._coroutine = route.handler(request)
         self.step()
+
+    def _refuse(self, app: App, refusal: HttpError) -> None:
+        seconds = app.seconds_to_refusal()
+        if seconds:
+            self._protocol.loop.call_later(seconds, self._reply, app, refusal.response())
+        else:
+            self._reply(app, refusal.response())
 
     def _ended(self, response: Response, error: Exception | None) -> None:
         app = self._protocol.app

@@ -1,11 +1,12 @@
 """The short way from a socket to a handler gives what uvicorn's way gives, in order, through real sockets."""
 
 import asyncio
+import selectors
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import uvicorn
@@ -320,6 +321,28 @@ def test_strangers_learn_neither_paths_nor_load(handlers, cut):
         assert app.num_in_work == 1
         handlers.gate.get_loop().call_soon_threadsafe(handlers.gate.set_result, None)
         assert answer(connection.makefile("rb"))[2] == b"waited"
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["direct", "asgi"])
+def test_a_flood_of_strangers_waits_while_others_are_served(handlers, cut):
+    """Four refusals a second: the last of ten strangers is told after the holder, who asks last."""
+    app = CountingApp(handlers.routes(), limits=Limits(refusals_per_second=4), token="t" * 16)
+    sent = [request("/echo")] * 10 + [request("/echo", headers=f"Authorization: Bearer {'t' * 16}\r\n")]
+    with running(app) as (port, _), ExitStack() as opened, selectors.DefaultSelector() as ready:
+        connections = [opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in sent]
+        for place in (slice(-1), slice(-1, None)) if cut else (slice(None),):
+            for connection, whole in zip(connections, sent):
+                connection.sendall(whole[place])
+            time.sleep(0.05)
+        for connection in connections:
+            ready.register(connection, selectors.EVENT_READ)
+        order: list[bytes] = []
+        while len(order) < len(sent):
+            for key, _ in ready.select(20):
+                order.append(key.fileobj.recv(4096).split()[1])
+                ready.unregister(key.fileobj)
+    assert sorted(order) == [b"200"] + [b"401"] * 10 and order[-1] == b"401"
+    assert app.num_asgi == 11 * cut
 
 
 def test_refusals_of_a_flood_take_turns():
