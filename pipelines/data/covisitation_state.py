@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .ids import hash_numbers, hash_strings
+from .hashes import hash_numbers, hash_strings
 from .values import Kind, Place, is_text, kind_of, numbers, of_feature, one_array, plain, strings
 
 NORMALISE = ("cosine", "lift", "log", "none")  # as in covisitation.c

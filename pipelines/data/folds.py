@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..config.splits import FoldSplit, Moment, TimeFoldSplit
-from .ids import hash_integers, hash_numbers, hash_strings
+from .hashes import hash_integers, hash_numbers, hash_strings
 from .shards import Cache, SplitData
 from .sources import SourceBatch
 from .values import Kind, Place, kind_of, numbers, one_array, plain, strings

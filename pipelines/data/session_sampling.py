@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ids import hash_integers
+from .hashes import hash_integers
 
 _SALT = 0x5345_5353
 

@@ -18,7 +18,7 @@ from ..config.splits import (
     split_columns,
 )
 from .folds import FoldPlan, cuts, hash_values, held_out, num_folds, piece_names, pieces_of, split_column, split_seed
-from .ids import hash_integers
+from .hashes import hash_integers
 from .sources import SourceBatch
 from .values import Place, first_failure, kind_of, numbers, shown, strings
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from . import distinct
-from .ids import hash_integers
+from .hashes import hash_integers
 
 _BLOCK_VALUES = 1 << 15  # what is summed at once; so that sums do not depend on the batches in which values come
 _SAMPLE_SEED = 0x5A4D504C45

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.dense import coded_steps
-from ..data.ids import Buckets, Hash, Identity, IdTransform, Vocabulary, mixed_seed
+from ..data.hashes import mixed_seed
+from ..data.ids import Buckets, Hash, Identity, IdTransform, Vocabulary
 from ..data.native import native_library
 from ..data.numeric import apply_steps_to_value
 from ..data.plain_values import Undecided

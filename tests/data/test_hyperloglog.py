@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from torchrec_models.pipelines.data.hashes import hash_integers
 from torchrec_models.pipelines.data.hyperloglog import NUM_REGISTERS, STANDARD_ERROR, estimate, registers
-from torchrec_models.pipelines.data.ids import hash_integers
 
 
 @pytest.mark.parametrize("num_values", [0, 1, 100, 10_000, 1_000_000])

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec_models.pipelines.data.ids import Buckets, Hash, Identity, Vocabulary, hash_integers, hash_numbers, hash_strings
+from torchrec_models.pipelines.data.hashes import hash_integers, hash_numbers, hash_strings
+from torchrec_models.pipelines.data.ids import Buckets, Hash, Identity, Vocabulary
 from torchrec_models.pipelines.data.values import Place
 
 AT = Place("file", "column")

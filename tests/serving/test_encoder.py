@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from row_cases import ANY, SHAPES, STEPS, TABLES, one_feature, one_number, vectorised
 
-from torchrec_models.pipelines.data.ids import Hash, hash_number, hash_numbers, hash_strings
+from torchrec_models.pipelines.data.hashes import hash_number, hash_numbers, hash_strings
+from torchrec_models.pipelines.data.ids import Hash
 from torchrec_models.pipelines.data.plain_values import Undecided
 from torchrec_models.pipelines.data.transforms import Transforms
 from torchrec_models.pipelines.serving.encoder import RowEncoder
@@ -63,7 +64,7 @@ def test_one_hash_is_a_hash_of_one(value, seed):
 def test_splitmix64_gives_the_published_sequence():
     """The first outputs of SplitMix64 from state 1234567 (Vigna's splitmix64.c): state steps by the golden gamma."""
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    from torchrec_models.pipelines.data.ids import _mix_one
+    from torchrec_models.pipelines.data.hashes import _mix_one
 
     assert [_mix_one((1234567 + i * 0x9E3779B97F4A7C15) % 2**64) for i in range(3)] == published
 
