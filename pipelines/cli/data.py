@@ -20,7 +20,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "All must see the same files, and the folder of the cache, under the same paths. "
         "The cache is the same, byte for byte, however many make it. They share out the files, and large Parquet files between row "
         "groups; a query is read, and co-visitations are counted, by the first process alone. "
-        "Started again, on any number of machines, it goes on from the shards that are finished."
+        "Killed and started again it goes on where it last saved, 10 seconds ago or so; on another number of machines, too, but "
+        "then it learns anew."
     )
     _add_data(verbs)
 

@@ -41,8 +41,9 @@ def prepare(
 ) -> Cache:
     """Makes the cache at `config.data.cache`, or returns the finished one that is there.
 
-    A finished cache of the same settings and source files is reused. An interrupted one is completed: finished shards are
-    kept and give, byte for byte, what an uninterrupted run gives. Memory is bounded by `data.memory_budget_mib`, not by the data.
+    A finished cache of the same settings and source files is reused. An interrupted one is completed from where it
+    last saved, and is, byte for byte, what an uninterrupted run gives. Memory is bounded by `data.memory_budget_mib`, not by
+    the data.
 
     With folds, the splits that come back are those of `data.split.fold`; the cache is the same for all of them.
 
@@ -59,7 +60,7 @@ def prepare(
     Raises:
         ValueError: for data that does not fit the config (file, column and row are named); for a cache of other settings
             (saying which); for a split that was asked for and got no row; if another process prepares the same cache.
-        OSError: with the path, where the disk refuses; start again when there is room, and finished shards are kept.
+        OSError: with the path, where the disk refuses; start again when there is room, and what was saved is kept.
         ReplicaFailed: if another process has stopped.
     """
     if workers < 0:
