@@ -154,7 +154,7 @@ def _stats(args: argparse.Namespace) -> None:
     from torchrec_models.pipelines.inspection.target import cache_folder
 
     cache = Cache.open(cache_folder(args.target))
-    stats = statistics(cache)
+    stats = statistics(cache, progress=True)
     if args.json:
         print(json.dumps(as_dict(stats, hashed=hashed_tables(cache)), indent=1))
         if args.html:

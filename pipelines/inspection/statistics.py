@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from tqdm import tqdm
 
 from torchrec_models.pipelines.data.ids import Hash, IdTransform
 from torchrec_models.pipelines.data.order import Run
+from torchrec_models.pipelines.data.progress import progress_bar
 from torchrec_models.pipelines.data.rows import Rows, list_valued, single_valued
 from torchrec_models.pipelines.data.shards import Cache, SplitData
 from torchrec_models.pipelines.data.window_reader import WindowReader
@@ -126,12 +128,19 @@ def raw_columns(stats: Mapping[str, SplitStats]) -> list[str]:
     return list(dict.fromkeys(column for split in stats.values() for column in split.missing or ()))
 
 
-def statistics(cache: Cache) -> dict[str, SplitStats]:
-    """Of every split. Memory holds one block of rows and a count for each table row."""
-    return {name: _of_split(cache, split) for name, split in cache.splits.items()}
+def statistics(cache: Cache, *, progress: bool = False) -> dict[str, SplitStats]:
+    """Of every split. Memory holds one block of rows and a count for each table row.
+
+    Args:
+        progress: a bar on stderr; rows are read twice where there are numbers.
+    """
+    passes = 2 if cache.schema.dense else 1
+    num_rows = passes * sum(split.num_rows for split in cache.splits.values())
+    with progress_bar("stats", num_rows, progress=progress) as bar:
+        return {name: _of_split(cache, split, bar) for name, split in cache.splits.items()}
 
 
-def _of_split(cache: Cache, split: SplitData) -> SplitStats:
+def _of_split(cache: Cache, split: SplitData, bar: tqdm) -> SplitStats:
     tables = cache.transforms.tables if cache.manifest["transforms"] else {}
     numbers = {f.name: NumberStats() for f in cache.schema.dense}
     ids: dict[str, IdStats] = {}
@@ -142,7 +151,9 @@ def _of_split(cache: Cache, split: SplitData) -> SplitStats:
     for rows in _blocks(split):
         _add_ranges(numbers, rows.dense.numpy())
         _add_ids(cache, ids, rows)
-    for rows in _blocks(split):  # bins need the range first
+        bar.update(rows.num_rows)
+    for rows in _blocks(split) if numbers else ():  # bins need the range first
+        bar.update(rows.num_rows)
         dense = rows.dense.numpy()
         for column, stats in enumerate(numbers.values()):
             if stats.high > stats.low:

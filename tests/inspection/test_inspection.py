@@ -188,7 +188,8 @@ def test_the_command_line_shows_all_four(cache: Cache, config: Path, capsys: pyt
     assert main(["data", "head", str(cache.folder), "--split", "valid", "--rows", "1"]) == 0
     assert "row 0\n" in capsys.readouterr().out
     assert main(["data", "stats", str(config)]) == 0
-    out = capsys.readouterr().out
+    out, bar = capsys.readouterr()
+    assert re.search(r"stats: 100%.*1\.40k/1\.40k", bar), "700 rows, read twice"
     assert "train by day:" in out
     page = Path(re.search(r"wrote (.+)", out)[1]).read_text()
     assert page.count("<svg") == 3 + 1 + 2  # three splits by day, lengths of history, two numbers
