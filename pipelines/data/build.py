@@ -47,7 +47,8 @@ def build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, replicas:
     pieces: Pieces | None = None
     if not replicas.from_first("fitted", lambda: journal.fitted(fitted)):
         pieces = Pieces.of(config, sources["train"], partial / "pieces" / str(replicas.rank))
-        own = shares["train"].own, replicas.world_size
+        own = shares["train"].own
+        share = own.start, own.stop, replicas.world_size, config.data.memory_budget_mib
         transforms = fit_rows(
             config,
             sources["train"],
@@ -56,7 +57,7 @@ def build(partial: Path, config: RunConfig, inputs: dict[str, Any], *, replicas:
             splitter,
             pieces,
             partial / "learned",
-            FitProgress(partial / "progress" / str(replicas.rank), journal, share=own, is_first=replicas.is_first),
+            FitProgress(partial / "progress" / str(replicas.rank), journal, share=share, is_first=replicas.is_first),
             replicas=replicas,
             workers=workers,
             progress=progress,

@@ -39,15 +39,15 @@ class FitProgress:
 
     Args:
         folder: of this process.
-        share: that the process learns from; what was learned from another one is not used.
+        share: first part that the process learns from, the one behind the last, number of processes, memory budget, on which
+            the size of samples depends. What was learned of another share is not used.
         is_first: this process keeps what earlier passes have learned.
     """
 
-    def __init__(self, folder: Path, journal: Journal, *, share: tuple[range, int], is_first: bool) -> None:
+    def __init__(self, folder: Path, journal: Journal, *, share: tuple[int, int, int, int], is_first: bool) -> None:
         self._folder = folder
         self._journal = journal
-        own, world_size = share
-        self._share = [own.start, own.stop, world_size]
+        self._share = list(share)
         self._is_first = is_first
         self._pace = Pace()
 

@@ -161,6 +161,16 @@ def test_one_of_several_processes_is_interrupted(tmp_path: Path, saving_always: 
     assert files_below(tmp_path / "again") == files_below(tmp_path / "whole")
 
 
+def test_learning_begins_anew_with_another_memory_budget(tmp_path: Path, saving_always: None) -> None:
+    """It sizes the samples that medians come from: what was dropped of a smaller one is gone."""
+    write_log(tmp_path)
+    config = raw_config(tmp_path, memory_budget_mib=64)
+    whole = counted({**config, "data": {**config["data"], "cache": str(tmp_path / "whole")}})
+    counted(raw_config(tmp_path, memory_budget_mib=16), stop=7)
+    assert len(list(tmp_path.glob("cache.partial-*/progress/0/*.arrows"))) == 1
+    assert vars(counted(config)) == vars(whole)
+
+
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
