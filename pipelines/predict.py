@@ -1,5 +1,6 @@
 """A table of any size through a trained model: rows stream in, predictions stream out in the same order."""
 
+import logging
 import os
 import shutil
 import time
@@ -14,12 +15,14 @@ import torch
 from tqdm import tqdm
 
 from torchrec_models.batch import Batch
+from torchrec_models.schema import Schema
 
 from . import checkpoint, checkpoint_folder
 from .config import QueryConfig, RunConfig
 from .config.masking import MASK
+from .data.ids import Vocabulary
 from .data.parallel import in_order
-from .data.rows import BatchBuilder, Rows
+from .data.rows import BatchBuilder, Rows, single_valued
 from .data.snapshots import check_query_columns, snapshot_path, take_snapshot
 from .data.sources import Source, open_source
 from .data.store_files import LogEncoder, read_stores
@@ -28,6 +31,9 @@ from .data.transforms import Transforms
 from .distributed import Built, Processes, build_task, processes
 from .prediction_file import PredictionFile, check_not_input, check_output
 from .scoring import evaluation_mode
+
+logger = logging.getLogger(__name__)
+FEWEST_ROWS_TO_WARN = 100  # of fewer, all may well be new
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def predict(
         read = list(dict.fromkeys([*encode.columns, *([row_id] if row_id else [])]))
         per_process = -(-batch_rows // procs.world_size)
         workers = workers or max(1, len(os.sched_getaffinity(0)) // procs.world_size)
-        num_rows = 0
+        num_rows, known = 0, _KnownIds(schema, transforms)
         with ExitStack() as stack:
             source = stack.enter_context(_opened(config, inputs, read, out, procs, progress=progress))
             stack.enter_context(evaluation_mode(built))
@@ -98,12 +104,14 @@ def predict(
             encoder = _Encoder(encode, join, BatchBuilder(schema), procs, per_process)
             chunks = stack.enter_context(closing(_chunks(source, per_process * procs.world_size, workers=workers)))
             encoded = stack.enter_context(closing(in_order(encoder, chunks, num_threads=workers)))
-            for chunk, batch in encoded:
+            for chunk, batch, rows in encoded:
+                known.add(rows)
                 scores = _score(batch, built, binary, procs)[: chunk.num_rows]
                 if procs.is_first:
                     writer.write(chunk.column(row_id), scores, first_row=num_rows)
                 num_rows += chunk.num_rows
                 bar.update(chunk.num_rows)
+            known.warn(num_rows, procs)
     return PredictResult(num_rows, out, time.perf_counter() - start)
 
 
@@ -214,7 +222,7 @@ class _Encoder:
     procs: Processes
     per_process: int
 
-    def __call__(self, chunk: _Chunk) -> tuple[_Chunk, Batch]:
+    def __call__(self, chunk: _Chunk) -> tuple[_Chunk, Batch, Rows]:
         share = min(self.per_process, -(-chunk.num_rows // self.procs.world_size))
         first = min(self.procs.rank * share, chunk.num_rows)
         mine = chunk.slice(first, min(first + share, chunk.num_rows)) or chunk.slice(0, 1)
@@ -225,7 +233,33 @@ class _Encoder:
         index = torch.arange(share)
         if rows.num_rows < share:
             rows = rows.take(index.clamp(max=rows.num_rows - 1))
-        return chunk, self.build(rows, index)
+        return chunk, self.build(rows, index), rows
+
+
+class _KnownIds:
+    """Which vocabularies know any value of the rows: none at all is a sign of another column, or of another type."""
+
+    def __init__(self, schema: Schema, transforms: Transforms) -> None:
+        features = enumerate(single_valued(schema))
+        self._names = {i: f.name for i, f in features if isinstance(transforms.tables[f.table], Vocabulary)}
+        self._known = torch.zeros(len(self._names), dtype=torch.bool)
+
+    def add(self, rows: Rows) -> None:
+        if not self._known.all():
+            self._known |= (rows.ids[:, list(self._names)] != 0).any(0)
+
+    def warn(self, num_rows: int, procs: Processes) -> None:
+        if not self._names:
+            return
+        known = procs.gather_rows(self._known[None].to(procs.device, torch.int32)).any(0).tolist()
+        for name, is_known in zip(self._names.values(), known):
+            if not is_known and procs.is_first and num_rows >= FEWEST_ROWS_TO_WARN:
+                logger.warning(
+                    "features.%s: not one of the %s rows has a value that was seen in training; "
+                    "is its column the same, and of the same type, as there?",
+                    name,
+                    f"{num_rows:,}",
+                )
 
 
 def _score(batch: Batch, built: Built, binary: torch.Tensor, procs: Processes) -> np.ndarray:

@@ -208,6 +208,20 @@ def test_what_cannot_be_meant_is_refused(folder: Path, out: str, options: dict[s
     assert (folder / "raw" / "a.parquet").read_bytes() == before
 
 
+def test_a_column_of_which_nothing_is_known_is_pointed_out(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = pq.read_table(folder / "test.parquet")
+    predict(folder / "run", [str(folder / "test.parquet")], tmp_path / "right.parquet", progress=False)
+    assert "not one" not in caplog.text
+    column = rows.column_names.index("user")
+    for num_rows, told in ((rows.num_rows, 1), (20, 0)):
+        caplog.clear()
+        wrong = rows.set_column(column, "user", pa.array(range(10**6, 10**6 + rows.num_rows))).slice(0, num_rows)
+        pq.write_table(wrong, tmp_path / "wrong.parquet")
+        predict(folder / "run", [str(tmp_path / "wrong.parquet")], tmp_path / "p.parquet", progress=False)
+        assert caplog.text.count("not one of the") == told
+        assert (f"features.user: not one of the {num_rows:,} rows has a value that was seen" in caplog.text) == bool(told)
+
+
 def test_missing_columns_and_files_are_named(folder: Path, tmp_path: Path) -> None:
     pq.write_table(log_rows(5, seed=1).drop(["item"]), tmp_path / "less.parquet")
     with pytest.raises(ValueError, match=r"less\.parquet: no column 'item'"):

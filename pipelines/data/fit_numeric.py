@@ -184,7 +184,10 @@ class NumericFit:
         repeated = None if filled is None else (filled, self._num_missing)
         seen = statistics.count if isinstance(statistics, Moments) else statistics.seen
         if not seen:
-            raise ValueError(f"features.{self._name}.steps: every training value is missing, so {_shown(step)} cannot be learned")
+            raise ValueError(
+                f"features.{self._name}.steps: every training value is missing, so {_shown(step)} cannot be learned; "
+                "look at the column, or leave the feature out"
+            )
         if isinstance(statistics, RowSample):
             if isinstance(step, QuantileStep):
                 return Quantile(tuple(statistics.quantiles(np.linspace(0, 1, step.quantile), repeated=repeated).tolist()))

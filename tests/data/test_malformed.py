@@ -233,7 +233,7 @@ CASES: dict[str, tuple[Write, dict[str, Any], dict[str, Any], str]] = {
     ),
     "nothing to learn from": (
         parquet(age=pa.array([None], pa.float64())), steps({"fill": "mean"}), {"train": ""},
-        "features.age.steps: every training value is missing, so fill: mean cannot be learned",
+        "features.age.steps: every training value is missing, so fill: mean cannot be learned; look at the column, or leave",
     ),
     "two fills": (
         parquet(age=[1.0]), steps({"fill": 0}, {"fill": "mean"}), {"train": ""},
