@@ -40,9 +40,18 @@ class ParquetFiles:
 
     @classmethod
     def open(
-        cls, files: list[FileInfo], columns: list[str], *, memory_budget_bytes: int, dictionary_columns: Collection[str]
+        cls,
+        files: list[FileInfo],
+        columns: list[str],
+        *,
+        memory_budget_bytes: int,
+        dictionary_columns: Collection[str],
+        number_columns: Collection[str],
     ) -> "ParquetFiles":
         """Read every footer.
+
+        Args:
+            number_columns: may hold integers in one file and floats in another, as pandas writes integers beside nulls.
 
         Raises:
             ValueError: naming the file, for damaged files, missing columns and types that differ.
@@ -58,7 +67,7 @@ class ParquetFiles:
                 if name not in types or pa.types.is_null(types[name]):
                     types[name], first_with[name] = type, info.path
                     continue
-                unified = _unified(types[name], type)
+                unified = _unified(types[name], type, is_number=name in number_columns)
                 if unified is None:
                     raise ValueError(
                         f"{info.path}: column {name!r} has type {type}, and type {types[name]} in {first_with[name]}; "
@@ -238,13 +247,13 @@ def _is_string(type: pa.DataType) -> bool:
     return bool(pa.types.is_string(type) or pa.types.is_large_string(type))
 
 
-def _unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+def _unified(one: pa.DataType, other: pa.DataType, *, is_number: bool) -> pa.DataType | None:
     if pa.types.is_dictionary(one) or pa.types.is_dictionary(other):
         one, other = (t.value_type if pa.types.is_dictionary(t) else t for t in (one, other))
     if one.equals(other) or pa.types.is_null(other):
         return one
     if pa.types.is_integer(one) and pa.types.is_integer(other):
         return pa.int64()
-    if pa.types.is_floating(one) and pa.types.is_floating(other):
+    if all(pa.types.is_floating(type) or (is_number and pa.types.is_integer(type)) for type in (one, other)):
         return pa.float64()
     return pa.string() if is_text(one) and is_text(other) else None

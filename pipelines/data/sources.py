@@ -79,7 +79,8 @@ class Source:
             columns: the columns to read.
             memory_budget_bytes: for decoded rows; batches of Parquet take about a thirty-second, of text a sixteenth.
             extra_fields: of text files whose lines go on behind the last of `column_names`.
-            text_types: types of text columns; others are read as text, which no file can contradict.
+            text_types: types of text columns; others are read as text, which no file can contradict. A column that is float64
+                there may hold integers in one Parquet file and floats in another.
             dictionary_columns: text columns of Parquet to hand out dictionary-encoded (faster to map to ids).
 
         Raises:
@@ -91,7 +92,11 @@ class Source:
             if column_names:
                 raise ValueError(f"data.column_names: has no effect on Parquet files ({files[0].path}); leave it out")
             parquet = ParquetFiles.open(
-                files, columns, memory_budget_bytes=memory_budget_bytes, dictionary_columns=dictionary_columns
+                files,
+                columns,
+                memory_budget_bytes=memory_budget_bytes,
+                dictionary_columns=dictionary_columns,
+                number_columns={name for name, type in (text_types or {}).items() if pa.types.is_floating(type)},
             )
             return cls(parquet.schema, files, parquet.parts, parquet)
         text = TextFiles.open(

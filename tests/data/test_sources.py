@@ -134,6 +134,21 @@ def test_widths_of_one_kind_meet(tmp_path: Path) -> None:
     assert out.to_pydict() == {"i": [1, 2**40], "f": [0.5, 0.25], "n": [None, "x"]}
 
 
+def test_numbers_may_be_integers_in_one_file(tmp_path: Path) -> None:
+    """As pandas writes them where one of them is missing. Ids may not: 2^53 + 1 would be another one."""
+    pq.write_table(pa.table({"age": [7, 2**53], "user": [1, 2]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"age": [1.5, None], "user": [3, 4]}), tmp_path / "b.parquet")
+    config = run_config({"age": {"kind": "numeric"}, "user": {"kind": "categorical"}}, train=[str(tmp_path)])
+    source = open_source(config, config.data.train, columns=["age", "user"])
+    assert read(source).to_pydict() == {"age": [7.0, 2.0**53, 1.5, None], "user": [1, 2, 3, 4]}
+    pq.write_table(pa.table({"age": [2**53 + 1], "user": [5]}), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match=r"c\.parquet: column 'age', data row 1: 9007199254740993 is not"):
+        read(open_source(config, config.data.train, columns=["age", "user"]))
+    pq.write_table(pa.table({"age": [1], "user": [5.0]}), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match="column 'user' has type double, and type int64"):
+        open_source(config, config.data.train, columns=["age", "user"])
+
+
 @pytest.mark.parametrize(("name", "text"), [
     ("a.csv", 'user,item,price\nu1,7,0.5\n"a, ""b""\nc",007,\n,9,1e3\n'),
     ("a.tsv", 'item\tprice\tuser\n7\t0.5\tu1\n007\t\t"a, b\n9\t1e3\t\n'),
